@@ -1,0 +1,3 @@
+"""Bayesian musical source separation in Pyro."""
+
+__version__ = "0.1.0"
