@@ -1,3 +1,23 @@
-"""Bayesian musical source separation in Pyro."""
+"""Bayesian musical source separation in Pyro: a prior per source, a mix as a Pyro model, the posterior of the sources."""
+
+from __future__ import annotations
+
+from pyrosep.infer import MALA, SGLD, GaussianPosterior, LangevinMCMC, Potential, SpectralPreconditioner
+from pyrosep.priors import GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum, load_priors, save_priors
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "MALA",
+    "SGLD",
+    "GaussianPosterior",
+    "GaussianPrior",
+    "LangevinMCMC",
+    "OscillatorPrior",
+    "Potential",
+    "SourcePrior",
+    "SpectralPreconditioner",
+    "fit_spectrum",
+    "load_priors",
+    "save_priors",
+]

@@ -1,0 +1,75 @@
+"""Weights on disk: a folder with ``config.json`` and ``model.safetensors``, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyrosep.errors import CheckpointError, MissingFileError
+
+__all__ = ["load_weights", "save_weights", "write_text"]
+
+CONFIG, TENSORS = "config.json", "model.safetensors"
+
+
+def save_weights(folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write ``config`` and ``tensors`` into ``folder``; other files that are there stay.
+
+    Both are written into a folder beside it first, and moved over when complete; without tensors there is no
+    ``model.safetensors``.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        beside = Path(scratch)
+        (beside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if tensors:
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, beside / TENSORS)
+            shutil.move(beside / TENSORS, target / TENSORS)
+        shutil.move(beside / CONFIG, target / CONFIG)
+
+
+def load_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of a folder that :func:`save_weights` wrote.
+
+    Raises:
+        MissingFileError: no such folder, or no ``config.json`` in it.
+        CheckpointError: a file in it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    source = Path(folder)
+    if not (source / CONFIG).is_file():
+        raise MissingFileError(f"expected a folder with {CONFIG}; there is none at {source}")
+    try:
+        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{source / CONFIG} is not valid JSON ({error}); write it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"expected an object in {source / CONFIG}; got {type(config).__name__}")
+    if not (source / TENSORS).is_file():
+        return config, {}
+    try:
+        return config, load_file(source / TENSORS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{source / TENSORS} is damaged ({error}); copy or train it again") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file whole or not at all: beside its place, then renamed."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(target)

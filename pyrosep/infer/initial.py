@@ -1,0 +1,108 @@
+"""Where chains start: the prior, the mix, given values, or a guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrosep.errors import ConfigurationError, InitializationError, ShapeError
+from pyrosep.infer.potential import Potential, Values
+
+__all__ = ["Initial", "initial_values"]
+
+Initial = str | Mapping[str, Tensor] | Callable[..., Any]
+
+
+def initial_values(potential: Potential, init: Initial) -> Values:
+    """Unconstrained starting values for every chain of ``potential``.
+
+    Arguments:
+        potential: of the model, with its data.
+        init: one of
+
+            - ``"prior"``: a draw of every site from the prior;
+            - ``"mix"``: every source starts at the same multiple of the observed mix, the one that explains the mix best
+              when all sources are equal (a third of it for the sum of three, the mix itself for a mean); other sites
+              from the prior;
+            - a mapping from sites to values in the model's own space, with the chains in front or without (all chains
+              then start there); sites it leaves out start from the prior;
+            - a Pyro guide, called with the model's arguments under the chains' plate.
+
+    Raises:
+        ShapeError: given values that don't fit.
+        InitializationError: a value that is not finite or not in its site's support.
+    """
+    values = dict(potential.prior_draw)
+    if isinstance(init, str):
+        if init == "mix":
+            values |= _from_mix(potential)
+        elif init != "prior":
+            raise ConfigurationError(
+                f"init must be 'prior', 'mix', a mapping from sites to values, or a guide; got {init!r}"
+            )
+    else:
+        given = init if isinstance(init, Mapping) else _from_guide(potential, init)
+        unknown = sorted(set(given) - set(values))
+        if unknown:
+            raise ConfigurationError(f"initial values for {unknown}, but the model's latent sites are {list(values)}")
+        values |= {name: _fitted(name, value, values[name]) for name, value in given.items()}
+    z = potential.unconstrain(values)
+    for name, value in z.items():
+        if not bool(torch.isfinite(value).all()):
+            raise InitializationError(f"initial values of site {name!r} are not finite or not in its support")
+    return {name: value.detach().clone() for name, value in z.items()}
+
+
+def _fitted(name: str, value: Tensor, like: Tensor) -> Tensor:
+    try:
+        return value.detach().to(like).expand(like.shape)
+    except RuntimeError:
+        raise ShapeError(
+            f"initial values of site {name!r} have shape {tuple(value.shape)}; expected {tuple(like.shape)}"
+        ) from None
+
+
+def _from_mix(potential: Potential) -> Values:
+    if not potential.priors:
+        raise ConfigurationError("init='mix' needs sites with a source prior; the model has none")
+    like = next(iter(potential.prior_draw[name] for name in potential.priors))
+    for name, mix in potential.observed.items():
+        if mix.ndim and mix.shape[-1] == like.shape[-1]:
+            return _equal_sources(potential, name, mix)
+    raise ConfigurationError(f"init='mix' needs an observed site of {like.shape[-1]} samples; the model has none")
+
+
+def _equal_sources(potential: Potential, observed: str, mix: Tensor) -> Values:
+    sources = list(potential.priors)
+    like = potential.prior_draw[sources[0]]
+    while mix.ndim > like.ndim:  # channels
+        mix = mix.mean(-2)
+    try:
+        start = mix.to(like).expand(like.shape)
+    except RuntimeError:
+        start = mix.mean(tuple(range(mix.ndim - 1))).to(like).expand(like.shape)
+    scale: Tensor | float = 1.0
+    with torch.no_grad():
+        trace = potential.run(potential.prior_draw | dict.fromkeys(sources, start))
+        fn, value = trace.nodes[observed]["fn"], trace.nodes[observed]["value"]
+        try:
+            expected = fn.mean
+            scale = (value * expected).sum() / expected.square().sum()
+        except (AttributeError, NotImplementedError):
+            pass  # an observation without a mean: the mix itself will do
+    return {name: scale * start for name in sources}
+
+
+def _from_guide(potential: Potential, guide: Callable[..., Any]) -> Values:
+    with torch.no_grad(), potential.chains(), poutine.trace() as tracer, pyro.validation_enabled(False):
+        guide(*potential.args, **potential.kwargs)
+    return {
+        name: site["value"]
+        for name, site in tracer.trace.nodes.items()
+        if site["type"] == "sample" and name in potential.prior_draw
+    }

@@ -1,0 +1,199 @@
+"""Many Langevin chains as one batch."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, Self
+
+import pyro
+import torch
+from pyro.infer.mcmc.api import AbstractMCMC
+from pyro.infer.mcmc.util import print_summary, select_samples
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyrosep.errors import ConfigurationError
+from pyrosep.infer.initial import Initial, initial_values
+from pyrosep.infer.kernel import LangevinKernel
+from pyrosep.infer.potential import Potential, Values
+
+__all__ = ["ChainWarning", "LangevinMCMC"]
+
+
+class ChainWarning(UserWarning):
+    """Chains were stopped or never moved."""
+
+
+class LangevinMCMC(AbstractMCMC):
+    """Runs many chains of a Langevin kernel as one batch on one device.
+
+    The model runs once for all chains, inside an outer plate, so it must be written for leading batch axes; that the
+    chains don't meet is checked once (:meth:`~pyrosep.infer.Potential.check_independence`). Each chain may have a mix of its
+    own: give the model a mix of shape ``(chains, ..., time)``.
+
+    Only every ``thinning``-th draw is kept, and kept in host memory, so that the device holds the current state alone.
+
+    Arguments:
+        kernel: a Langevin kernel (:class:`~pyrosep.infer.SGLD`, :class:`~pyrosep.infer.MALA`, ...).
+        num_samples: draws kept from each chain.
+        warmup_steps: steps before the first draw, in which a kernel may adapt; ``num_samples`` by default.
+        num_chains: chains.
+        thinning: steps from one kept draw to the next.
+        init: ``"prior"``, ``"mix"``, values, or a guide; see :func:`~pyrosep.infer.initial_values`.
+        seed: if given, Pyro's random seed is set to it at the start of :meth:`run`.
+        disable_progbar: no progress bar. It is off by itself where standard error is no terminal.
+        hook_fn: called after every step with ``(kernel, z, stage, i)``, as in :class:`pyro.infer.MCMC`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyrosep import GaussianPrior, LangevinMCMC, MALA
+        >>> prior = GaussianPrior(torch.ones(2), frame=8)
+        >>> def model(mix):
+        ...     sources = torch.stack([pyro.sample("a", prior), pyro.sample("b", prior)], -2)
+        ...     pyro.sample("mix", dist.Normal(sources.sum(-2), 0.1).to_event(1), obs=mix)
+        >>> mcmc = LangevinMCMC(MALA(model), num_samples=50, num_chains=4, seed=0).run(torch.zeros(8))
+        >>> mcmc.get_samples(group_by_chain=True)["a"].shape
+        torch.Size([4, 50, 8])
+    """
+
+    def __init__(
+        self,
+        kernel: LangevinKernel,
+        num_samples: int,
+        warmup_steps: int | None = None,
+        *,
+        num_chains: int = 4,
+        thinning: int = 1,
+        init: Initial = "prior",
+        seed: int | None = None,
+        disable_progbar: bool = False,
+        hook_fn: Callable[..., None] | None = None,
+    ) -> None:
+        if not isinstance(kernel, LangevinKernel):
+            raise ConfigurationError(
+                f"LangevinMCMC runs Langevin kernels; got {type(kernel).__name__}. Pyro's own kernels run the same "
+                "model under pyro.infer.MCMC"
+            )
+        for name, number, least in (
+            ("num_samples", num_samples, 1),
+            ("warmup_steps", warmup_steps, 0),
+            ("num_chains", num_chains, 1),
+            ("thinning", thinning, 1),
+        ):
+            if number is not None and (int(number) != number or number < least):
+                raise ConfigurationError(f"{name} must be a whole number, at least {least}; got {number!r}")
+        super().__init__(kernel, num_chains, None)
+        self.num_samples = num_samples
+        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        self.thinning = thinning
+        self.init = init
+        self.seed = seed
+        self.hook_fn = hook_fn
+        self.disable_progbar = disable_progbar
+
+    def run(self, *args: Any, **kwargs: Any) -> Self:
+        """Run the chains on the model called with these arguments.
+
+        Raises:
+            ShapeError, LeakError: the model is not written for a batch of chains.
+            InitializationError: there is no finite energy at the start.
+            DivergenceError: every chain has diverged.
+        """
+        if self.seed is not None:
+            pyro.set_rng_seed(self.seed)
+        kernel = self.kernel
+        potential = Potential(kernel.model, args, kwargs, num_chains=self.num_chains)
+        z = initial_values(potential, self.init)
+        potential.check_independence(z)
+        kernel.start(potential, self.warmup_steps, z)
+        self.potential = potential
+        self._run_stage("Warmup", self.warmup_steps)
+        self._draws = {
+            name: torch.empty(self.num_chains, self.num_samples, *value.shape[1:], dtype=value.dtype)
+            for name, value in potential.constrain(kernel.state.z).items()
+        }
+        self._stats = {
+            name: torch.full((self.num_chains, self.num_samples), float("nan"), dtype=torch.float64)
+            for name in ("lp", "acceptance_rate", "step_size", "residual")
+        }
+        self._run_stage("Sample", self.num_samples * self.thinning, self._keep)
+        self._report()
+        return self
+
+    def _run_stage(self, stage: str, steps: int, keep: Callable[[int], None] | None = None) -> None:
+        kernel = self.kernel
+        quiet = True if self.disable_progbar else None  # None: off where there is no terminal
+        with tqdm(total=steps, desc=stage, disable=quiet, file=sys.stderr, leave=False) as bar:
+            z = kernel.state.z
+            for i in range(steps):
+                z = kernel.sample(z)
+                if self.hook_fn is not None:
+                    self.hook_fn(kernel, z, stage, i)
+                if keep is not None and (i + 1) % self.thinning == 0:
+                    keep(i // self.thinning)
+                if not bar.disable and i % 10 == 0:
+                    bar.set_postfix(kernel.logging(), refresh=False)
+                bar.update()
+
+    def _keep(self, draw: int) -> None:
+        kernel = self.kernel
+        for name, value in self.potential.constrain(kernel.state.z).items():
+            self._draws[name][:, draw] = value.to("cpu")
+        self._stats["lp"][:, draw] = -kernel.state.energy.to("cpu", torch.float64)
+        self._stats["acceptance_rate"][:, draw] = kernel.accept_prob.to("cpu", torch.float64)
+        self._stats["step_size"][:, draw] = kernel.step_size
+        residual = self.potential.residual()
+        if residual is not None:
+            self._stats["residual"][:, draw] = residual.to("cpu", torch.float64)
+
+    def _report(self) -> None:
+        for chain, reason in sorted(self.kernel.stopped.items()):
+            warnings.warn(f"chain {chain} {reason}; its draws are left out", ChainWarning, stacklevel=3)
+        if self.num_samples < 2:
+            return
+        energies = self._stats["lp"]
+        still = [
+            chain for chain in self.chains if bool((energies[chain] == energies[chain, 0]).all())
+        ]
+        if still:
+            warnings.warn(
+                f"chains {still} did not move in {self.num_samples * self.thinning} steps; take a smaller step size "
+                "or a longer warm-up",
+                ChainWarning,
+                stacklevel=3,
+            )
+
+    # --- results ----------------------------------------------------------------------------------------------
+
+    @property
+    def chains(self) -> list[int]:
+        """Numbers of the chains that ran to the end."""
+        return [chain for chain in range(self.num_chains) if chain not in self.kernel.stopped]
+
+    @property
+    def stopped(self) -> dict[int, str]:
+        """Chains that were stopped, and why."""
+        return dict(self.kernel.stopped)
+
+    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
+        """Draws in the model's own space, on the host: ``(chains * draws, ...)``, or ``(chains, draws, ...)`` by chain.
+
+        Chains that were stopped are left out. See :func:`pyro.infer.mcmc.util.select_samples`.
+        """
+        draws = {name: value[self.chains] for name, value in self._draws.items()}
+        return select_samples(draws, num_samples, group_by_chain)
+
+    def sample_stats(self) -> dict[str, Tensor]:
+        """Of every draw ``(chains, draws)``: ``lp`` (log joint density in the unconstrained space, nats),
+        ``acceptance_rate``, ``step_size``, and ``residual`` (relative; NaN for observations without a mean)."""
+        return {name: value[self.chains] for name, value in self._stats.items()}
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Step size, acceptance and stopped chains; for R-hat and ESS see :func:`pyrosep.summarize`."""
+        return self.kernel.diagnostics() | {"stopped": self.stopped}
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Print Pyro's table over every sample of audio; :func:`pyrosep.summarize` is meant for audio."""
+        print_summary(self.get_samples(group_by_chain=True), prob=prob)

@@ -1,0 +1,206 @@
+r"""Preconditioners: linear maps :math:`L` from white coordinates to the model's, :math:`M = L L^T`.
+
+A Langevin step with preconditioner :math:`M` is a plain one in the coordinates :math:`w = L^{-1} z`. Kernels need
+two maps only: :math:`L` for displacements and noise, :math:`L^T` for gradients.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.infer.potential import Potential, Values
+
+__all__ = ["IdentityPreconditioner", "Preconditioner", "SpectralPreconditioner", "make_preconditioner"]
+
+
+class Preconditioner(ABC):
+    """What a kernel asks of a preconditioner. Values are dictionaries of unconstrained sites, chains in front."""
+
+    @abstractmethod
+    def color(self, white: Values) -> Values:
+        """``L w``: a displacement in the model's coordinates, of one in white coordinates."""
+
+    @abstractmethod
+    def whiten_gradient(self, gradient: Values) -> Values:
+        """``L^T g``: the gradient in white coordinates, of one in the model's coordinates."""
+
+
+class IdentityPreconditioner(Preconditioner):
+    """No preconditioning."""
+
+    def color(self, white: Values) -> Values:
+        return white
+
+    def whiten_gradient(self, gradient: Values) -> Values:
+        return gradient
+
+
+class SpectralPreconditioner(Preconditioner):
+    r"""The inverse of the posterior's curvature, frequency by frequency and jointly over the sources.
+
+    Sources that are stationary and mixed without memory have a posterior whose precision is, at each frequency, a
+    small matrix over the sources,
+
+    .. math:: \Lambda(f) = \mathrm{diag}\big(1 / (P_k(f) + \sigma^2)\big) + H(f).
+
+    The spectra :math:`P_k` come from the priors; :math:`H`, the curvature of everything else in the model (the
+    observation, whatever it is), from the model itself: products of its Hessian with signals of unit modulus and
+    random phase, correlated with these signals and smoothed over frequency. So one rule serves any mixing model that
+    is smooth, is exact for a linear Gaussian one, and is a stationary approximation elsewhere (negative curvature is
+    left out). :math:`M = \Lambda^{-1}` and :math:`L` is its symmetric root.
+
+    Sites that are no sources (gains, pans) are scaled by the inverse root of their own curvature.
+
+    Arguments:
+        potential: of the model.
+        z: unconstrained values at which the curvature is measured, averaged over the chains.
+        curvature: ``"posterior"``, or ``"prior"`` to leave :math:`H` out; :math:`w` are then the coordinates in which
+            the priors are white.
+        probes: Hessian products a source.
+    """
+
+    def __init__(self, potential: Potential, z: Values, *, curvature: str = "posterior", probes: int = 2) -> None:
+        if curvature not in ("posterior", "prior"):
+            raise ConfigurationError(f"curvature must be 'posterior' or 'prior'; got {curvature!r}")
+        self.names = list(potential.priors)
+        self.scales: Values = {}
+        self.root: Tensor | None = None
+        rest = [name for name in z if name not in potential.priors]
+        if rest:
+            self.scales = _diagonal_scales(potential, z, rest, probes)
+        if self.names:
+            shapes = {tuple(z[name].shape) for name in self.names}
+            if len(shapes) > 1:
+                raise ShapeError(f"the spectral preconditioner needs sources of one shape; got {sorted(shapes)}")
+            self.time = z[self.names[0]].shape[-1]
+            precision = torch.diag_embed((1.0 / self._variances(potential, z)).mT)  # (bins, source, source)
+            if curvature == "posterior":
+                precision = precision + self._likelihood_curvature(potential, z, probes)
+            eigenvalues, vectors = torch.linalg.eigh(precision)
+            root = (vectors * eigenvalues.rsqrt().unsqueeze(-2)) @ vectors.mH
+            root = root.permute(1, 2, 0)  # (source, source, bins)
+            if bool(root.imag.abs().max() < 1e-6 * root.abs().max()):
+                root = root.real
+            like = z[self.names[0]]
+            self.root = root.to(like.dtype.to_complex() if root.is_complex() else like.dtype).contiguous()
+
+    def _variances(self, potential: Potential, z: Values) -> Tensor:
+        """``P_k + sigma^2``, ``(source, bins)``; for a prior without a spectrum, flat at the level of its draws."""
+        rows = []
+        for name, prior in potential.priors.items():
+            like = z[name]
+            spectrum = prior.spectrum
+            if spectrum is None:
+                power = potential.prior_draw[name].square().mean()
+                spectrum = power.expand(self.time // 2 + 1)
+            rows.append(spectrum.to(like).double() + prior.sigma.to(like).double().square().mean())
+        return torch.stack(rows).to(torch.complex128)
+
+    def _likelihood_curvature(self, potential: Potential, z: Values, probes: int) -> Tensor:
+        """``H``, ``(bins, source, source)``, Hermitian and positive semi-definite."""
+        product = hessian_product(potential, z, without=self.names)
+        like = z[self.names[0]]
+        bins = self.time // 2 + 1
+        curvature = like.new_zeros(bins, len(self.names), len(self.names), dtype=torch.complex128)
+        for column, name in enumerate(self.names):
+            for _ in range(probes):
+                probe = _random_phase(self.time, like)
+                image = product({other: probe.expand_as(z[name]) * (other == name) for other in self.names})
+                phase = torch.fft.rfft(probe.double())
+                for row, other in enumerate(self.names):
+                    cross = torch.fft.rfft(image[other].double()) * phase.conj()
+                    curvature[:, row, column] += cross.reshape(-1, bins).mean(0) / probes
+        curvature = _smooth(curvature)
+        eigenvalues, vectors = torch.linalg.eigh((curvature + curvature.mH) / 2)
+        return (vectors * eigenvalues.clamp(min=0).unsqueeze(-2)) @ vectors.mH
+
+    def _filter(self, values: Values) -> Values:
+        out = {name: value * self.scales[name] for name, value in values.items() if name in self.scales}
+        if self.root is not None:
+            bins = torch.fft.rfft(torch.stack([values[name] for name in self.names], -2))
+            filtered = torch.einsum("ijf,...jf->...if", self.root.to(bins.dtype), bins)
+            out |= dict(zip(self.names, torch.fft.irfft(filtered, n=self.time).unbind(-2), strict=True))
+        return {name: out[name] for name in values}
+
+    # The root is Hermitian, and its own transpose as an operator on real signals.
+    def color(self, white: Values) -> Values:
+        return self._filter(white)
+
+    def whiten_gradient(self, gradient: Values) -> Values:
+        return self._filter(gradient)
+
+
+def make_preconditioner(
+    kind: str | Callable[[Potential, Values], Preconditioner] | None, potential: Potential, z: Values
+) -> Preconditioner:
+    """A preconditioner by name: ``None``, ``"prior"``, ``"spectral"``, or a function of potential and values."""
+    if kind is None:
+        return IdentityPreconditioner()
+    if kind == "spectral":
+        return SpectralPreconditioner(potential, z)
+    if kind == "prior":
+        return SpectralPreconditioner(potential, z, curvature="prior")
+    if callable(kind):
+        return kind(potential, z)
+    raise ConfigurationError(f"preconditioner must be None, 'spectral', 'prior' or a function; got {kind!r}")
+
+
+def hessian_product(potential: Potential, z: Values, without: list[str]) -> Callable[[Values], Values]:
+    """The map ``v -> H v``, with ``H`` the Hessian of ``U`` but for the sites ``without``."""
+    leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
+    with torch.enable_grad():
+        energy = potential(leaves, without)
+        gradients = torch.autograd.grad(
+            energy.sum(), list(leaves.values()), create_graph=True, materialize_grads=True
+        )
+    by_name = dict(zip(leaves, gradients, strict=True))
+
+    def product(vector: Values) -> Values:
+        outputs = [by_name[name] for name in vector]
+        if not any(output.requires_grad for output in outputs):
+            return {name: torch.zeros_like(value) for name, value in leaves.items()}
+        images = torch.autograd.grad(
+            outputs, list(leaves.values()), list(vector.values()), retain_graph=True, materialize_grads=True
+        )
+        return dict(zip(leaves, images, strict=True))
+
+    return product
+
+
+def _diagonal_scales(potential: Potential, z: Values, names: list[str], probes: int) -> Values:
+    """One over the root of each element's curvature, averaged over the chains (Hutchinson's estimate)."""
+    product = hessian_product(potential, z, without=list(potential.priors))
+    curvature = {name: torch.zeros_like(z[name]) for name in names}
+    for _ in range(probes):
+        for name in names:
+            sign = torch.randint_like(z[name], 2) * 2 - 1
+            curvature[name] += sign * product({name: sign})[name] / probes
+    scales = {}
+    for name, value in curvature.items():
+        mean = value.mean(0, keepdim=True) if potential.batch_ndim else value
+        scales[name] = torch.where(mean > 0, mean.clamp(min=1e-12).rsqrt(), torch.ones_like(mean))
+    return scales
+
+
+def _random_phase(time: int, like: Tensor) -> Tensor:
+    """A signal of ``time`` samples whose spectrum has modulus one everywhere."""
+    phase = torch.randn(time, dtype=like.dtype, device=like.device)
+    spectrum = torch.fft.rfft(phase)
+    return torch.fft.irfft(spectrum / spectrum.abs(), n=time)
+
+
+def _smooth(curvature: Tensor) -> Tensor:
+    """Moving average over a 64th of the band, which keeps a flat curvature as it is."""
+    bins = curvature.shape[0]
+    half = bins // 128
+    if not half:
+        return curvature
+    flat = torch.view_as_real(curvature).reshape(bins, -1).mT.unsqueeze(0)
+    padded = torch.nn.functional.pad(flat, (half, half), mode="reflect")
+    smooth = torch.nn.functional.avg_pool1d(padded, 2 * half + 1, stride=1)
+    return torch.view_as_complex(smooth[0].mT.reshape(*curvature.shape, 2).contiguous())

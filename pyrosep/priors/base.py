@@ -1,0 +1,210 @@
+"""The interface of a source prior: one density of audio frames at every noise level."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from typing import Any, Self
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrosep.errors import ConfigurationError, ShapeError
+
+__all__ = ["SourcePrior"]
+
+
+class SourcePrior(TorchDistribution):
+    r"""A source's density at a noise level, and with :meth:`at` the whole family over noise levels.
+
+    It is the distribution of :math:`x = s + \sigma\epsilon`, with :math:`s` a frame of the clean source and
+    :math:`\epsilon \sim N(0, I)`. Being a :class:`~pyro.distributions.TorchDistribution` with event shape
+    ``(time,)``, it can be a sample site of any Pyro program.
+
+    A family implements :meth:`_at_frame`, :meth:`_log_prob`, :meth:`sample`, and one of :meth:`score` and
+    :meth:`denoise`, of differentiable operations: each has a default that calls on the other, by Tweedie's formula
+    :math:`E[s | x] = x + \sigma^2 \nabla_x \log p_\sigma(x)` (Robbins, 1956; Efron, 2011).
+
+    Arguments:
+        frame: samples in a frame, ``time``.
+        sigma: noise level, float or tensor of the batch shape; full scale is 1.0.
+        sigma_min: the lowest level this family is meant for, and the one a new prior stands for.
+        sample_rate: Hz, or ``None`` where the prior does not know.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    #: Whether :meth:`log_prob` is a density, or a number that only has a density's gradient.
+    has_density: bool = True
+
+    def __init__(
+        self,
+        frame: int,
+        sigma: float | Tensor | None = None,
+        *,
+        sigma_min: float,
+        sample_rate: int | None = None,
+    ) -> None:
+        if int(frame) != frame or frame < 1:
+            raise ConfigurationError(f"frame must be a whole number of samples, at least 1; got {frame!r}")
+        if not sigma_min >= 0:
+            raise ConfigurationError(f"sigma_min must be at least 0; got {sigma_min!r}")
+        self.sigma_min = float(sigma_min)
+        self.sample_rate = sample_rate
+        self.sigma = self._checked_sigma(self.sigma_min if sigma is None else sigma)
+        super().__init__(self.sigma.shape, torch.Size([int(frame)]), validate_args=False)
+
+    @staticmethod
+    def _checked_sigma(sigma: float | Tensor) -> Tensor:
+        level = torch.as_tensor(sigma)
+        level = level if level.is_floating_point() else level.to(torch.get_default_dtype())
+        # Reading a tensor back from a GPU would stall it at every change of level.
+        if level.device.type == "cpu" and not bool((level >= 0).all()):
+            raise ConfigurationError(f"a noise level must be at least 0; got {sigma!r}")
+        return level
+
+    # --- the family -------------------------------------------------------------------------------------------
+
+    def at(self, sigma: float | Tensor) -> Self:
+        """The same source at noise level ``sigma`` (float, or a tensor that broadcasts with the batch shape)."""
+        new = copy.copy(self)
+        new.sigma = self._checked_sigma(sigma)
+        new._batch_shape = torch.broadcast_shapes(self.batch_shape, new.sigma.shape)
+        return new
+
+    def frame(self, time: int) -> Self:
+        """The same source for frames of ``time`` samples."""
+        if int(time) != time or time < 1:
+            raise ConfigurationError(f"frame must be a whole number of samples, at least 1; got {time!r}")
+        new = copy.copy(self)
+        new._event_shape = torch.Size([int(time)])
+        new._at_frame(int(time))
+        return new
+
+    @abstractmethod
+    def _at_frame(self, time: int) -> None:
+        """Make what depends on the frame's length anew, in place, for frames of ``time`` samples."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same prior with every tensor it holds on ``device``."""
+        new = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(new, name, value.to(device))
+            elif isinstance(value, torch.nn.Module):  # which moves in place: leave this prior's own where it is
+                setattr(new, name, copy.deepcopy(value).to(device))
+        return new
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        new = copy.copy(self)
+        new._batch_shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
+        return new
+
+    @property
+    def time(self) -> int:
+        """Samples in a frame."""
+        return self.event_shape[0]
+
+    @property
+    def spectrum(self) -> Tensor | None:
+        r"""Mean power of the *clean* source per frequency, ``(time // 2 + 1,)``: :math:`E|\mathrm{rfft}(s)|^2 / T`.
+
+        ``None`` where the family doesn't know it. Preconditioners and shared residuals take it from here.
+        """
+        return None
+
+    # --- the density ------------------------------------------------------------------------------------------
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats of frames ``(..., time)``, summed over time: ``(...)``.
+
+        Its gradient in ``value`` is :meth:`score`, found in the same pass.
+        """
+        self._check_time(value)
+        if torch.is_grad_enabled() and value.requires_grad:
+            return _LogProbWithScore.apply(value, self)
+        return self._log_prob(value)
+
+    @abstractmethod
+    def _log_prob(self, value: Tensor) -> Tensor:
+        """The log-density in nats, of plain differentiable operations: ``(..., time)`` to ``(...)``."""
+
+    def _log_prob_and_score(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Both at once, ``(...)`` and ``(..., time)``; families that share work between the two override it."""
+        return self._log_prob(value), self.score(value)
+
+    def score(self, value: Tensor) -> Tensor:
+        r"""Gradient of the log-density, :math:`\nabla_x \log p_\sigma(x)`: ``(..., time)`` to ``(..., time)``."""
+        self._check_time(value)
+        return (self.denoise(value) - value) / self._level(value).square()
+
+    def denoise(self, value: Tensor) -> Tensor:
+        """Posterior mean of the clean source, :math:`E[s | x]`: ``(..., time)`` to ``(..., time)``."""
+        self._check_time(value)
+        return value + self._level(value).square() * self.score(value)
+
+    def draw_clean(self, value: Tensor) -> Tensor:
+        """A draw of the clean source from :math:`p(s | x)`: ``(..., time)`` to ``(..., time)``."""
+        raise ConfigurationError(f"{type(self).__name__} has no draw_clean; use denoise for the posterior mean")
+
+    @abstractmethod
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws of ``x``, ``sample_shape + batch_shape + (time,)``."""
+
+    # --- for the families -------------------------------------------------------------------------------------
+
+    def _level(self, value: Tensor) -> Tensor:
+        """``sigma`` in the precision and on the device of ``value``, with a time axis."""
+        return self.sigma.to(value).unsqueeze(-1)
+
+    def _check_time(self, value: Tensor) -> None:
+        if value.ndim < 1 or value.shape[-1] != self.time:
+            raise ShapeError(
+                f"expected frames of {self.time} samples on the last axis; got shape {tuple(value.shape)}. "
+                f"Use prior.frame({value.shape[-1] if value.ndim else 1}) for frames of another length"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(frame={self.time}, sigma={_short(self.sigma)}, sample_rate={self.sample_rate})"
+
+
+def _short(sigma: Tensor) -> str:
+    return f"{sigma.item():.4g}" if sigma.numel() == 1 else f"tensor of shape {tuple(sigma.shape)}"
+
+
+class _LogProbWithScore(torch.autograd.Function):
+    """A log-density whose first derivative is the score that came with it; the second is autograd's, of the score."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, prior: SourcePrior) -> Tensor:
+        log_prob, score = prior._log_prob_and_score(value)
+        ctx.save_for_backward(value, score)
+        ctx.prior = prior
+        return log_prob
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        value, score = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            score = _Score.apply(value, score, ctx.prior)
+        return grad_outputs[0].unsqueeze(-1) * score, None
+
+
+class _Score(torch.autograd.Function):
+    """The score that is already known, differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, score: Tensor, prior: SourcePrior) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.prior = prior
+        return score.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (value,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = value.detach().requires_grad_()
+            (product,) = torch.autograd.grad(ctx.prior.score(x), x, grad_outputs[0])
+        return product, None, None

@@ -1,0 +1,187 @@
+"""Models: sets of priors under one name, those that ship and those in folders of one's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosep.checkpoint import load_weights, save_weights
+from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, UnknownModelError
+from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.gaussian import GaussianPrior
+from pyrosep.priors.oscillator import OscillatorPrior
+
+__all__ = ["ModelInfo", "load_priors", "model_info", "save_priors", "shipped_models"]
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is: its ``name``, ``family`` of priors, ``sources``, ``sample_rate`` in Hz and default ``frame``."""
+
+    name: str
+    folder: Path
+    family: str
+    sources: tuple[str, ...]
+    sample_rate: int
+    frame: int
+    summary: str
+
+
+def _gaussian_weights(prior: GaussianPrior) -> tuple[Config, dict[str, Tensor]]:
+    return {"sigma_min": prior.sigma_min}, {"spectrum": prior.grid}
+
+
+def _gaussian(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
+    return GaussianPrior(tensors["spectrum"], frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
+
+
+def _oscillator_weights(prior: OscillatorPrior) -> tuple[Config, dict[str, Tensor]]:
+    return {"wave": prior.wave, "sigma_min": prior.sigma_min, "amplitude": list(prior.amplitude)}, {}
+
+
+def _oscillator(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
+    low, high = source["amplitude"]
+    return OscillatorPrior(source["wave"], frame, sigma_min=source["sigma_min"], amplitude=(low, high))
+
+
+#: Family name: its class, what of a prior goes to disk, and a prior from that.
+_FAMILIES: dict[str, tuple[type[SourcePrior], Callable[[Any], Any], Callable[..., SourcePrior]]] = {
+    "gaussian": (GaussianPrior, _gaussian_weights, _gaussian),
+    "oscillator": (OscillatorPrior, _oscillator_weights, _oscillator),
+}
+
+
+def shipped_models() -> list[ModelInfo]:
+    """The models that come with the package, by name."""
+    folders = sorted(path.parent for path in SHIPPED.glob("*/config.json"))
+    return [model_info(folder) for folder in folders]
+
+
+def model_info(model: str | os.PathLike[str]) -> ModelInfo:
+    """What a model is, by the name of one that ships, or its folder.
+
+    Raises:
+        UnknownModelError: there is neither.
+        CheckpointError: the folder's files are not a model's.
+    """
+    return _open(model)[0]
+
+
+def load_priors(
+    model: str | os.PathLike[str],
+    *,
+    frame: int | None = None,
+    sources: Iterable[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, SourcePrior]:
+    """The priors of a model, by source.
+
+    Arguments:
+        model: name of a model that ships, or folder of one.
+        frame: samples in a frame; the model's own by default.
+        sources: which sources, in this order; all by default.
+        device: where the priors' tensors go.
+
+    Raises:
+        UnknownModelError, CheckpointError: see :func:`model_info`.
+        ConfigurationError: a source that the model doesn't have.
+
+    Example:
+        >>> list(load_priors("toy", frame=2048))
+        ['sine', 'saw', 'square', 'triangle']
+    """
+    info, config, tensors = _open(model)
+    chosen = info.sources if sources is None else tuple(sources)
+    if unknown := [name for name in chosen if name not in info.sources]:
+        raise ConfigurationError(f"model {info.name!r} has the sources {list(info.sources)}; asked for {unknown}")
+    build = _FAMILIES[info.family][2]
+    priors = {}
+    for name in chosen:
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        try:
+            prior = build(config["priors"][name], own, frame or info.frame, info.sample_rate)
+        except KeyError as error:
+            raise CheckpointError(f"model {info.name!r} lacks {error} for source {name!r}; train it again") from error
+        priors[name] = prior.to(device)
+    return priors
+
+
+def save_priors(
+    folder: str | os.PathLike[str],
+    priors: Mapping[str, SourcePrior],
+    *,
+    summary: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write priors of one family, sample rate and frame as a model; sources that the folder has already stay or are replaced.
+
+    Arguments:
+        folder: where to.
+        priors: by source.
+        summary: one line for ``pyrosep models``.
+        provenance: anything that tells how the priors came about, by source; kept in ``config.json``.
+
+    Raises:
+        ConfigurationError: priors of different families, or others than the folder's.
+    """
+    kinds = {(type(prior), prior.time, prior.sample_rate) for prior in priors.values()}
+    if len(kinds) != 1:
+        raise ConfigurationError(f"a model's priors must share family, frame and sample rate; got {sorted(map(str, kinds))}")
+    ((kind, frame, sample_rate),) = kinds
+    family = next((name for name, (cls, *_) in _FAMILIES.items() if cls is kind), None)
+    if family is None:
+        raise ConfigurationError(f"don't know how to save a {kind.__name__}; known families: {list(_FAMILIES)}")
+    config: Config = {"family": family, "sample_rate": sample_rate, "frame": frame, "summary": summary, "priors": {}}
+    tensors: dict[str, Tensor] = {}
+    if (Path(folder) / "config.json").is_file():
+        old, config_before, tensors = _open(folder)
+        if (old.family, old.sample_rate, old.frame) != (family, sample_rate, frame):
+            raise ConfigurationError(
+                f"{folder} holds {old.family} priors at {old.sample_rate} Hz and {old.frame} samples; these are {family} "
+                f"at {sample_rate} Hz and {frame}: write them to another folder"
+            )
+        config = config_before | ({"summary": summary} if summary else {})
+    for name, prior in priors.items():
+        own_config, own_tensors = _FAMILIES[family][1](prior)
+        config["priors"][name] = own_config | dict((provenance or {}).get(name, {}))
+        tensors |= {f"{name}.{key}": value for key, value in own_tensors.items()}
+    save_weights(folder, config, tensors)
+
+
+def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, Tensor]]:
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = SHIPPED / str(model)
+    try:
+        config, tensors = load_weights(folder)
+    except MissingFileError:
+        names = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+        raise UnknownModelError(
+            f"no model {str(model)!r}: expected one that ships ({', '.join(names)}) or a folder that train-prior wrote"
+        ) from None
+    missing = [key for key in ("family", "sample_rate", "frame", "priors") if key not in config]
+    if missing or config["family"] not in _FAMILIES:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is not a model's: "
+            + (f"it lacks {missing}" if missing else f"family {config['family']!r} is none of {list(_FAMILIES)}")
+        )
+    info = ModelInfo(
+        folder.resolve().name,
+        folder,
+        config["family"],
+        tuple(config["priors"]),
+        config["sample_rate"],
+        config["frame"],
+        config.get("summary", ""),
+    )
+    return info, config, tensors
