@@ -19,7 +19,9 @@ __all__ = ["load_weights", "save_weights", "write_text"]
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
 
-def save_weights(folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def save_weights(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
     """Write ``config`` and ``tensors`` into ``folder``; other files that are there stay.
 
     Both are written into a folder beside it first, and moved over when complete; without tensors there is no
@@ -31,7 +33,9 @@ def save_weights(folder: str | os.PathLike[str], config: Mapping[str, Any], tens
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         beside = Path(scratch)
-        (beside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (beside / CONFIG).write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         if tensors:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, beside / TENSORS)

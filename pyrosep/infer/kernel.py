@@ -75,7 +75,10 @@ class LangevinKernel(MCMCKernel):
         self.model = model
         self.preconditioner_kind = preconditioner
         self.save_params: list[str]
+        self.potential: Potential
+        self.state: LangevinState
         self._given: Values | None = None
+        self._refresh_at: set[int] = set()
         super().__init__()
 
     # --- Pyro's protocol --------------------------------------------------------------------------------------
@@ -84,7 +87,9 @@ class LangevinKernel(MCMCKernel):
         """Prepare for one chain on the model called with ``args`` and ``kwargs``."""
         potential = Potential(self.model, args, kwargs)
         given, self._given = self._given, None  # a later chain of the same kernel must not start from it
-        self.start(potential, warmup_steps, potential.unconstrain(potential.prior_draw) if given is None else given)
+        self.start(
+            potential, warmup_steps, potential.unconstrain(potential.prior_draw) if given is None else given
+        )
         if hasattr(self, "save_params"):
             self.save_params = sorted(self.save_params)  # stock MCMC reads them back in sorted order
 
@@ -111,7 +116,9 @@ class LangevinKernel(MCMCKernel):
         return self.state.z
 
     def logging(self) -> OrderedDict[str, str]:
-        report = OrderedDict([("step", f"{self.step_size:.2e}"), ("acc", f"{float(self.mean_accept_prob):.2f}")])
+        report = OrderedDict(
+            [("step", f"{self.step_size:.2e}"), ("acc", f"{float(self.mean_accept_prob):.2f}")]
+        )
         residual = self.potential.residual()
         if residual is not None:
             report["residual"] = f"{20 * torch.log10(residual).median().item():.1f} dB"
@@ -134,6 +141,7 @@ class LangevinKernel(MCMCKernel):
         """
         self.potential = potential
         self.warmup_steps = warmup_steps
+        self._refresh_at = set()
         self.num_steps = 0
         self.divergences: list[int] = []
         self.preconditioner: Preconditioner = make_preconditioner(None, potential, z)
@@ -141,8 +149,8 @@ class LangevinKernel(MCMCKernel):
         check_start(potential, self.state)
         self._refresh_preconditioner()
         # The curvature at the start may be far from what it is where the chains go.
-        adapt = self.preconditioner_kind is not None and warmup_steps >= 40
-        self._refresh_at = {warmup_steps // 4, warmup_steps // 2} if adapt else set()
+        if self.preconditioner_kind is not None and warmup_steps >= 40:
+            self._refresh_at = {warmup_steps // 4, warmup_steps // 2}
         size = sum(value.numel() for value in z.values()) / max(1, self.state.energy.numel())
         self._ceiling = self.state.energy + DIVERGENCE_NATS * size
         #: Chains that have been stopped, and why, by number.
@@ -203,8 +211,12 @@ class LangevinKernel(MCMCKernel):
         if bool(fine.all()):
             return proposed if not self.stopped else proposed.where(self._alive, state)
         for chain in torch.nonzero(~fine.reshape(-1) & self._alive.reshape(-1)).flatten().tolist():
-            reason = "its energy ran away" if finite.reshape(-1)[chain] else "its energy or gradient is not finite"
-            self.stopped[chain] = f"stopped at step {self.num_steps}: {reason} at step size {self.step_size:.3g}"
+            reason = (
+                "its energy ran away" if finite.reshape(-1)[chain] else "its energy or gradient is not finite"
+            )
+            self.stopped[chain] = (
+                f"stopped at step {self.num_steps}: {reason} at step size {self.step_size:.3g}"
+            )
         self._alive &= fine
         if not bool(self._alive.any()):
             raise DivergenceError(
@@ -239,7 +251,9 @@ def check_start(potential: Potential, state: LangevinState) -> None:
 
 def sum_of_squares(values: Values, batch_ndim: int) -> Tensor:
     """Squared norm over all sites, chain by chain, in double precision: ``(chains,)`` or a scalar."""
-    parts = [value.reshape(*value.shape[:batch_ndim], -1).square().sum(-1).double() for value in values.values()]
+    parts = [
+        value.reshape(*value.shape[:batch_ndim], -1).square().sum(-1).double() for value in values.values()
+    ]
     return torch.stack(parts).sum(0)
 
 

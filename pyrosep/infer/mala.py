@@ -56,7 +56,9 @@ class MALA(LangevinKernel):
             raise ConfigurationError(f"proposal must be 'euler' or 'ornstein-uhlenbeck'; got {proposal!r}")
         largest = 1.0 if proposal == "ornstein-uhlenbeck" else math.inf
         if not 0 < step_size <= largest:
-            raise ConfigurationError(f"step_size must be in (0, {largest}] for proposal {proposal!r}; got {step_size!r}")
+            raise ConfigurationError(
+                f"step_size must be in (0, {largest}] for proposal {proposal!r}; got {step_size!r}"
+            )
         if not 0 < target_accept_prob < 1:
             raise ConfigurationError(f"target_accept_prob must be in (0, 1); got {target_accept_prob!r}")
         self.proposal = proposal

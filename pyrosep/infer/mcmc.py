@@ -154,9 +154,7 @@ class LangevinMCMC(AbstractMCMC):
         if self.num_samples < 2:
             return
         energies = self._stats["lp"]
-        still = [
-            chain for chain in self.chains if bool((energies[chain] == energies[chain, 0]).all())
-        ]
+        still = [chain for chain in self.chains if bool((energies[chain] == energies[chain, 0]).all())]
         if still:
             warnings.warn(
                 f"chains {still} did not move in {self.num_samples * self.thinning} steps; take a smaller step size "

@@ -64,7 +64,9 @@ class SpectralPreconditioner(Preconditioner):
         probes: Hessian products a source.
     """
 
-    def __init__(self, potential: Potential, z: Values, *, curvature: str = "posterior", probes: int = 2) -> None:
+    def __init__(
+        self, potential: Potential, z: Values, *, curvature: str = "posterior", probes: int = 2
+    ) -> None:
         if curvature not in ("posterior", "prior"):
             raise ConfigurationError(f"curvature must be 'posterior' or 'prior'; got {curvature!r}")
         self.names = list(potential.priors)
@@ -76,7 +78,9 @@ class SpectralPreconditioner(Preconditioner):
         if self.names:
             shapes = {tuple(z[name].shape) for name in self.names}
             if len(shapes) > 1:
-                raise ShapeError(f"the spectral preconditioner needs sources of one shape; got {sorted(shapes)}")
+                raise ShapeError(
+                    f"the spectral preconditioner needs sources of one shape; got {sorted(shapes)}"
+                )
             self.time = z[self.names[0]].shape[-1]
             precision = torch.diag_embed((1.0 / self._variances(potential, z)).mT)  # (bins, source, source)
             if curvature == "posterior":

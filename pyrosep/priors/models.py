@@ -103,15 +103,23 @@ def load_priors(
     info, config, tensors = _open(model)
     chosen = info.sources if sources is None else tuple(sources)
     if unknown := [name for name in chosen if name not in info.sources]:
-        raise ConfigurationError(f"model {info.name!r} has the sources {list(info.sources)}; asked for {unknown}")
+        raise ConfigurationError(
+            f"model {info.name!r} has the sources {list(info.sources)}; asked for {unknown}"
+        )
     build = _FAMILIES[info.family][2]
     priors = {}
     for name in chosen:
-        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        own = {
+            key.removeprefix(f"{name}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}.")
+        }
         try:
             prior = build(config["priors"][name], own, frame or info.frame, info.sample_rate)
         except KeyError as error:
-            raise CheckpointError(f"model {info.name!r} lacks {error} for source {name!r}; train it again") from error
+            raise CheckpointError(
+                f"model {info.name!r} lacks {error} for source {name!r}; train it again"
+            ) from error
         priors[name] = prior.to(device)
     return priors
 
@@ -136,12 +144,22 @@ def save_priors(
     """
     kinds = {(type(prior), prior.time, prior.sample_rate) for prior in priors.values()}
     if len(kinds) != 1:
-        raise ConfigurationError(f"a model's priors must share family, frame and sample rate; got {sorted(map(str, kinds))}")
+        raise ConfigurationError(
+            f"a model's priors must share family, frame and sample rate; got {sorted(map(str, kinds))}"
+        )
     ((kind, frame, sample_rate),) = kinds
     family = next((name for name, (cls, *_) in _FAMILIES.items() if cls is kind), None)
     if family is None:
-        raise ConfigurationError(f"don't know how to save a {kind.__name__}; known families: {list(_FAMILIES)}")
-    config: Config = {"family": family, "sample_rate": sample_rate, "frame": frame, "summary": summary, "priors": {}}
+        raise ConfigurationError(
+            f"don't know how to save a {kind.__name__}; known families: {list(_FAMILIES)}"
+        )
+    config: Config = {
+        "family": family,
+        "sample_rate": sample_rate,
+        "frame": frame,
+        "summary": summary,
+        "priors": {},
+    }
     tensors: dict[str, Tensor] = {}
     if (Path(folder) / "config.json").is_file():
         old, config_before, tensors = _open(folder)
@@ -173,7 +191,11 @@ def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, T
     if missing or config["family"] not in _FAMILIES:
         raise CheckpointError(
             f"{folder / 'config.json'} is not a model's: "
-            + (f"it lacks {missing}" if missing else f"family {config['family']!r} is none of {list(_FAMILIES)}")
+            + (
+                f"it lacks {missing}"
+                if missing
+                else f"family {config['family']!r} is none of {list(_FAMILIES)}"
+            )
         )
     info = ModelInfo(
         folder.resolve().name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -66,8 +66,11 @@ class OscillatorPrior(SourcePrior):
         if not sigma_min > 0:
             raise ConfigurationError(f"an oscillator's sigma_min must be positive; got {sigma_min!r}")
         if not 0 <= amplitude[0] < amplitude[1]:
-            raise ConfigurationError(f"amplitude must be a range (low, high) with 0 <= low < high; got {amplitude!r}")
+            raise ConfigurationError(
+                f"amplitude must be a range (low, high) with 0 <= low < high; got {amplitude!r}"
+            )
         super().__init__(frame, sigma, sigma_min=sigma_min, sample_rate=SAMPLE_RATE)
+        self.tables: _Tables
         self.wave = wave
         self.amplitude = (float(amplitude[0]), float(amplitude[1]))
         if periods is None:
@@ -131,7 +134,9 @@ class OscillatorPrior(SourcePrior):
         joint = torch.cat(logits, -1)
         total = joint.logsumexp(-1)
         constant = -0.5 * x.square().sum(-1) / sigma.squeeze(-1).square()
-        constant = constant - 0.5 * time * (2 * math.pi * sigma.squeeze(-1).square()).log() - math.log(high - low)
+        constant = (
+            constant - 0.5 * time * (2 * math.pi * sigma.squeeze(-1).square()).log() - math.log(high - low)
+        )
         return _Posterior(total + constant, (joint - total.unsqueeze(-1)).exp(), amplitudes)
 
     def _mean(self, posterior: _Posterior) -> Tensor:
@@ -275,7 +280,8 @@ class _Tables(nn.Module):
         for row, period in enumerate(periods):
             octaves.setdefault(math.ceil(math.log2(period)), []).append(row)
         self.groups = nn.ModuleList(
-            _Group([cycles[row] for row in rows], [weights[row] for row in rows], time) for rows in octaves.values()
+            _Group([cycles[row] for row in rows], [weights[row] for row in rows], time)
+            for rows in octaves.values()
         )
         self.weights = weights
         self.periods = periods
@@ -285,14 +291,14 @@ class _Tables(nn.Module):
     def device(self) -> torch.device:
         return self.cycles.device
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.groups)
 
     def lookup(self, choice: Tensor) -> tuple[Tensor, Tensor]:
         """Period and phase of flat indices into all pairs."""
         pairs = [
             torch.cartesian_prod(torch.tensor(group.periods), torch.arange(group.longest)).reshape(-1, 2)
-            for group in self.groups
+            for group in self
         ]
         period, phase = torch.cat(pairs).to(choice.device)[choice].unbind(-1)
         return period, phase

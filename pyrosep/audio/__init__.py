@@ -1,0 +1,329 @@
+"""Audio files and sample rates: read, look into, go through block by block, write, resample.
+
+Samples are float32 tensors `(channel, time)`, full scale 1.0; rates are in Hz, `start` and `duration` in
+seconds, `block` and `hop` in samples. WAV, FLAC and Ogg are read by soundfile; MP3, M4A, MP4 and `.stem.mp4`
+by PyAV, which brings its own libraries: no ffmpeg program is needed.
+
+How a file that is cut off is noticed: WAV and MP4 announce their size in bytes; FLAC and MP4 their length in
+samples; MP3 only where it has a Xing, Info or VBRI header (all that encode at a variable rate write one),
+within three codec frames. An MP3 without such a header and an Ogg file that were cut at some point read as
+shorter files.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosep.audio.decode import Opened, opened
+from pyrosep.audio.writer import ClippingWarning, Writer, write
+from pyrosep.errors import (
+    ConfigurationError,
+    EmptyAudioError,
+    MissingDependencyError,
+    NonFiniteAudioError,
+    SampleRateError,
+)
+
+__all__ = ["Audio", "AudioInfo", "ClippingWarning", "Writer", "blocks", "info", "read", "resample", "write"]
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Samples and their rate.
+
+    Attributes:
+        samples: float32 tensor `(channel, time)`, full scale 1.0.
+        sample_rate: in Hz.
+    """
+
+    samples: Tensor
+    sample_rate: int
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds."""
+        return self.samples.shape[-1] / self.sample_rate
+
+
+@dataclass(frozen=True, slots=True)
+class AudioInfo:
+    """What a file says about one of its audio streams.
+
+    Attributes:
+        sample_rate: in Hz.
+        channels: number of channels.
+        frames: length in samples, or None where the file does not say (MP3 without a length header). For MP3
+            it is what the header says, which may differ from the decoded length by a few codec frames.
+        streams: number of audio streams in the file.
+    """
+
+    sample_rate: int
+    channels: int
+    frames: int | None
+    streams: int
+
+    @property
+    def duration(self) -> float | None:
+        """Length in seconds, or None where the file does not say."""
+        return None if self.frames is None else self.frames / self.sample_rate
+
+
+def info(path: Path, stream: int = 0) -> AudioInfo:
+    """Rate, channels, length and number of streams of an audio file, without decoding it.
+
+    Raises:
+        MissingFileError, NotAudioError, EmptyAudioError, TruncatedAudioError, SampleRateError,
+            ConfigurationError: as `read`, as far as it shows without decoding.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(f"{folder}/a.wav", torch.zeros(2, 100), 8000)
+        ...     info(f"{folder}/a.wav")
+        AudioInfo(sample_rate=8000, channels=2, frames=100, streams=1)
+    """
+    with opened(path, stream) as file:
+        _check_not_empty(path, file)
+        return AudioInfo(file.sample_rate, file.channels, file.frames, file.streams)
+
+
+def read(
+    path: Path,
+    *,
+    sample_rate: int | None = None,
+    mono: bool = False,
+    start: float = 0.0,
+    duration: float | None = None,
+    stream: int = 0,
+) -> Audio:
+    """Read an audio file, or a part of it.
+
+    A part begins and ends at the very samples at which it would be cut from the whole. (AAC has bands that
+    its encoders may mark "noise": the decoder fills those with random numbers, which differ between a part
+    and the whole.) Parts are resampled by themselves: their edges see silence beyond.
+
+    Arguments:
+        path: the file.
+        sample_rate: rate in Hz to resample to; None keeps the file's.
+        mono: mean over channels, giving `(1, time)`.
+        start: where to begin, in seconds.
+        duration: how much to read, in seconds; None (or more than there is) reads to the end.
+        stream: which audio stream, from 0. A `.stem.mp4` has mix, drums, bass, other, vocals.
+
+    Raises:
+        MissingFileError: there is no such file.
+        NotAudioError: a folder, or a file without audio that can be decoded.
+        EmptyAudioError: no bytes, or no samples.
+        TruncatedAudioError: the file ends before the audio it announces (see the top of this module).
+        NonFiniteAudioError: samples are NaN or infinite.
+        SampleRateError: the file names no rate, or `sample_rate` is no positive integer.
+        ConfigurationError: no such stream; `start` is negative or past the end; `duration` is not positive.
+        AudioError: the audio is damaged on the way.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(f"{folder}/a.wav", torch.arange(8000.0).div(8000).expand(2, -1), 8000)
+        ...     part = read(f"{folder}/a.wav", start=0.5, duration=0.25, mono=True)
+        >>> part.samples.shape, part.sample_rate, float(part.samples[0, 0])
+        (torch.Size([1, 2000]), 8000, 0.5)
+    """
+    if sample_rate is not None:
+        _check_rate(sample_rate)
+    if not (math.isfinite(start) and start >= 0):
+        raise ConfigurationError(f"expected a start of 0 s or later, got {start}")
+    if duration is not None and not duration > 0:
+        raise ConfigurationError(
+            f"expected a duration above 0 s, got {duration}; leave it out to read to the end"
+        )
+    with opened(path, stream) as file:
+        _check_not_empty(path, file)
+        first = round(start * file.sample_rate)
+        last = None if duration in (None, math.inf) else first + max(1, round(duration * file.sample_rate))
+        _check_start(path, file, first)
+        chunks = list(file.chunks(first, last))
+        if not chunks:
+            _no_samples(path, file, first)
+        rate = file.sample_rate
+    samples = np.concatenate(chunks, -1)
+    _check_finite(path, samples, first, rate)
+    tensor = torch.from_numpy(samples)
+    if mono:
+        tensor = tensor.mean(-2, keepdim=True)
+    if sample_rate is not None:
+        tensor, rate = resample(tensor, rate, sample_rate), sample_rate
+    return Audio(tensor, rate)
+
+
+def blocks(path: Path, block: int, *, hop: int | None = None, stream: int = 0) -> Iterator[Tensor]:
+    """Go through a file in blocks, decoding on the way: memory does not grow with the file.
+
+    Arguments:
+        path: the file.
+        block: length of a block in samples.
+        hop: samples from the start of one block to that of the next, at most `block` (the default: no
+            overlap).
+        stream: which audio stream, from 0.
+
+    Yields:
+        float32 tensors `(channel, time)` of `block` samples each; the one that reaches the end of the file is
+        the last, and may be shorter.
+
+    Raises:
+        ConfigurationError: `block` or `hop` out of range, or no such stream.
+        MissingFileError, NotAudioError, EmptyAudioError, TruncatedAudioError, NonFiniteAudioError,
+        SampleRateError, AudioError: as `read`; those that need decoding when the fault is reached.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(f"{folder}/a.wav", torch.zeros(1, 10), 8000)
+        ...     [part.shape[-1] for part in blocks(f"{folder}/a.wav", 4)]
+        ...     [part.shape[-1] for part in blocks(f"{folder}/a.wav", 4, hop=3)]
+        [4, 4, 2]
+        [4, 4, 4]
+    """
+    hop = block if hop is None else hop
+    if block < 1:
+        raise ConfigurationError(f"expected a block of at least 1 sample, got {block}")
+    if not 1 <= hop <= block:
+        raise ConfigurationError(f"expected a hop from 1 to the block's {block} samples, got {hop}")
+    return _blocks(path, block, hop, stream)
+
+
+def _blocks(path: Path, block: int, hop: int, stream: int) -> Iterator[Tensor]:
+    with opened(path, stream) as file:
+        _check_not_empty(path, file)
+        held = np.zeros((file.channels, 0), np.float32)
+        seen = 0
+        overlap = 0  # leading samples of `held` that an earlier block has given already
+        for chunk in file.chunks(0, None):
+            _check_finite(path, chunk, seen, file.sample_rate)
+            seen += chunk.shape[1]
+            held = np.concatenate([held, chunk], -1)
+            begin = 0
+            while begin + block <= held.shape[1]:
+                yield torch.from_numpy(held[:, begin : begin + block].copy())
+                begin += hop
+                overlap = block - hop
+            held = held[:, begin:]
+        if not seen:
+            _no_samples(path, file, 0)
+        if held.shape[1] > overlap:
+            yield torch.from_numpy(held.copy())
+
+
+def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Resample by a windowed sinc (Kaiser window, 64 zero crossings a side).
+
+    A sine at 35 % of the lower rate survives going there and back at over 100 dB SNR, away from the edges;
+    the pass band ends at 95 % of the lower Nyquist frequency. Equal rates return `samples` itself.
+
+    Arguments:
+        samples: `(..., time)`, floating point.
+        from_rate: their rate in Hz.
+        to_rate: the wanted rate in Hz.
+
+    Returns:
+        Tensor `(..., ceil(time * to_rate / from_rate))`.
+
+    Raises:
+        SampleRateError: a rate is no positive integer, or the two have so small a common divisor that the
+            filter bank would not fit into memory.
+        MissingDependencyError: torchaudio can't be imported.
+
+    Example:
+        >>> resample(torch.zeros(2, 44_100), 44_100, 16_000).shape
+        torch.Size([2, 16000])
+    """
+    from_rate, to_rate = _check_rate(from_rate), _check_rate(to_rate)
+    if from_rate == to_rate:
+        return samples
+    divisor = math.gcd(from_rate, to_rate)
+    source, target = from_rate // divisor, to_rate // divisor
+    if target * (source + 2 * 70 * max(1.0, source / target)) > 2**27:
+        raise SampleRateError(
+            f"can't resample from {from_rate} to {to_rate} Hz: their greatest common divisor, {divisor} Hz, "
+            "is too small; go by way of a rate that shares a larger divisor with both"
+        )
+    length = -(-samples.shape[-1] * target // source)
+    if samples.numel() == 0:
+        return samples.new_zeros(*samples.shape[:-1], length)
+    return _resampler(source, target, samples.dtype, samples.device)(samples)[..., :length]
+
+
+@functools.lru_cache(maxsize=16)
+def _resampler(
+    source: int, target: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    # Kept, as its filters take ten times as long to compute as a frame to be resampled by them.
+    try:
+        from torchaudio.transforms import Resample
+    except Exception as error:  # a mismatched pair raises OSError or AttributeError as well as ImportError
+        raise MissingDependencyError(
+            f"resampling needs torchaudio, which can't be imported beside torch {torch.__version__} "
+            f"({error}); install the pair 'torch>=2.11,<2.12' and 'torchaudio>=2.11,<2.12', built for the "
+            "same CUDA version"
+        ) from error
+    with torch.inference_mode(False):  # what is kept must also serve where gradients are wanted
+        module = Resample(
+            source,
+            target,
+            # librosa's "kaiser_best".
+            lowpass_filter_width=64,
+            rolloff=0.9475937167399596,
+            resampling_method="sinc_interp_kaiser",
+            beta=14.769656459379492,
+            dtype=None if dtype == torch.float32 else dtype,  # None computes in float64 and rounds to float32
+        )
+    resampler: Callable[[Tensor], Tensor] = module.to(device)
+    return resampler
+
+
+def _check_rate(rate: int) -> int:
+    if isinstance(rate, bool) or int(rate) != rate or rate <= 0:
+        raise SampleRateError(f"expected a sample rate that is a positive integer in Hz, got {rate!r}")
+    return int(rate)
+
+
+def _check_not_empty(path: Path, file: Opened) -> None:
+    if file.frames == 0:
+        raise EmptyAudioError(f"{path} has a header but not a single sample; record or export it again")
+
+
+def _check_start(path: Path, file: Opened, first: int) -> None:
+    if file.frames is not None and first >= file.frames:
+        raise ConfigurationError(
+            f"{path} lasts {file.frames / file.sample_rate:.3f} s, but reading was to start at "
+            f"{first / file.sample_rate:.3f} s; start earlier"
+        )
+
+
+def _no_samples(path: Path, file: Opened, first: int) -> None:
+    if first:
+        raise ConfigurationError(
+            f"{path} ends before {first / file.sample_rate:.3f} s, where reading was to start; start earlier"
+        )
+    raise EmptyAudioError(f"{path} has a header but not a single sample; record or export it again")
+
+
+def _check_finite(path: Path, samples: np.ndarray, first: int, rate: int) -> None:
+    finite = np.isfinite(samples)
+    if finite.all():
+        return
+    bad = int((~finite).sum())
+    where = first + int(np.flatnonzero(~finite.all(0))[0])
+    raise NonFiniteAudioError(
+        f"{path} has {bad} samples that are NaN or infinite, the first at {where / rate:.6f} s; export it "
+        "again"
+    )

@@ -1,0 +1,195 @@
+"""Writing WAV and FLAC files block by block, never leaving a half-written file under the final name."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from pyrosep.errors import (
+    ConfigurationError,
+    EmptyAudioError,
+    MissingFileError,
+    NonFiniteAudioError,
+    SampleRateError,
+    ShapeError,
+)
+
+__all__ = ["ClippingWarning", "Writer", "write"]
+
+SUBTYPES = {"pcm16": "PCM_16", "pcm24": "PCM_24", "float32": "FLOAT"}
+BYTES = {"pcm16": 2, "pcm24": 3, "float32": 4}
+ENCODINGS = {".wav": ("pcm16", "pcm24", "float32"), ".flac": ("pcm16", "pcm24")}
+
+WAV_BYTES = 2**32 - 4096
+"""Most bytes of audio in a WAV file: its sizes have 32 bits, and headers need room."""
+
+
+class ClippingWarning(UserWarning):
+    """Samples out of [-1, 1] were clipped on writing."""
+
+
+class Writer:
+    """Write a WAV or FLAC file block by block; a context manager.
+
+    The file is written beside its final name and renamed when the block ends well; an error removes the
+    partial file and leaves what was there before. float32 samples come back from WAV bit for bit, and samples
+    read from 16 or 24-bit files come back from the same encoding bit for bit.
+
+    Arguments:
+        path: the file, ending in `.wav` or `.flac`; its folder must be there.
+        sample_rate: in Hz.
+        channels: number of channels.
+        encoding: `"float32"` (WAV only), `"pcm24"` or `"pcm16"`. The integers hold [-1, 1]: samples outside
+            are clipped, and one `ClippingWarning` at the end counts them.
+
+    Raises:
+        ConfigurationError: another ending, an encoding that the format lacks, no channels, or a path that is
+            a folder.
+        SampleRateError: the rate is no positive integer.
+        MissingFileError: the folder is not there.
+        ShapeError: a block is not `(channels, time)`.
+        NonFiniteAudioError: a block has NaN or infinite samples.
+        EmptyAudioError: not a single sample was written.
+        OSError: the disk is full, the folder is read-only, or a WAV file would pass 4 GiB.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pyrosep import audio
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with audio.Writer(f"{folder}/a.flac", 8000, channels=2, encoding="pcm16") as writer:
+        ...         for _ in range(3):
+        ...             writer.write(torch.zeros(2, 100))
+        ...     audio.read(f"{folder}/a.flac").samples.shape
+        torch.Size([2, 300])
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], sample_rate: int, channels: int, encoding: str = "float32"
+    ) -> None:
+        self.path = Path(path)
+        self.sample_rate, self.channels, self.encoding = sample_rate, channels, encoding
+        self.frames = 0
+        self.clipped = 0
+        suffix = self.path.suffix.lower()
+        if suffix not in ENCODINGS:
+            raise ConfigurationError(f"expected a file ending in .wav or .flac, got {self.path.name!r}")
+        if encoding not in ENCODINGS[suffix]:
+            choices = ", ".join(ENCODINGS[suffix])
+            raise ConfigurationError(
+                f"{suffix} files can be encoded as {choices}, not {encoding!r}; choose one of these"
+            )
+        if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate or sample_rate <= 0:
+            raise SampleRateError(
+                f"expected a sample rate that is a positive integer in Hz, got {sample_rate!r}"
+            )
+        if channels < 1:
+            raise ConfigurationError(f"expected at least 1 channel, got {channels}")
+        if self.path.is_dir():
+            raise ConfigurationError(f"{self.path} is a folder; name a file to write")
+        if not self.path.parent.is_dir():
+            raise MissingFileError(f"there is no folder {self.path.parent} to write into; make it first")
+        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
+        self._file: Any = None
+
+    def __enter__(self) -> Self:
+        import soundfile
+
+        self._partial.touch()  # says "permission denied" where soundfile says "system error"
+        try:
+            self._file = soundfile.SoundFile(
+                self._partial,
+                "w",
+                samplerate=int(self.sample_rate),
+                channels=self.channels,
+                subtype=SUBTYPES[self.encoding],
+                format=self.path.suffix[1:].upper(),
+            )
+        except soundfile.LibsndfileError as error:
+            self._partial.unlink(missing_ok=True)
+            raise ConfigurationError(
+                f"can't write {self.channels} channels at {self.sample_rate} Hz as {self.encoding} to "
+                f"{self.path} ({error}); choose others"
+            ) from error
+        return self
+
+    def write(self, samples: Tensor) -> None:
+        """Append a block `(channels, time)`; see the class for what it raises."""
+        import soundfile
+
+        if self._file is None:
+            raise ConfigurationError("this Writer is not open; write inside its `with` block")
+        if samples.ndim != 2 or samples.shape[0] != self.channels:
+            raise ShapeError(f"expected a block ({self.channels}, time), got {tuple(samples.shape)}")
+        values = samples.detach().to("cpu").numpy()
+        finite = np.isfinite(values)
+        if not finite.all():
+            where = (self.frames + int(np.flatnonzero(~finite.all(0))[0])) / self.sample_rate
+            raise NonFiniteAudioError(
+                f"{int((~finite).sum())} samples to be written to {self.path} are NaN or infinite, the "
+                f"first at {where:.6f} s; nothing was written"
+            )
+        size = (self.frames + values.shape[1]) * self.channels * BYTES[self.encoding]
+        if self.path.suffix.lower() == ".wav" and size > WAV_BYTES:
+            raise OSError(
+                f"{self.path} would pass the 4 GiB that a WAV file can hold; write FLAC, or shorter files"
+            )
+        try:
+            self._file.write(np.ascontiguousarray(self._encoded(values).T))
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"can't write to {self._partial} ({error}); is the disk full?") from error
+        self.frames += values.shape[1]
+
+    def _encoded(self, values: np.ndarray) -> np.ndarray:
+        if self.encoding == "float32":
+            return values.astype(np.float32)
+        self.clipped += int((np.abs(values) > 1).sum())
+        # libsndfile scales by 2**15 - 1 on writing and 2**15 on reading; this way what was read is written
+        # unchanged.
+        full = 2 ** (8 * BYTES[self.encoding] - 1)
+        integers = np.clip(np.rint(values.astype(np.float64) * full), -full, full - 1)
+        if self.encoding == "pcm16":
+            return integers.astype(np.int16)
+        return integers.astype(np.int32) << 8
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+            if kind is None:
+                if self.frames == 0:
+                    raise EmptyAudioError(f"not a single sample was written to {self.path}; nothing was kept")
+                self._partial.replace(self.path)
+        finally:
+            self._file = None
+            self._partial.unlink(missing_ok=True)
+        if kind is None and self.clipped:
+            warnings.warn(
+                f"{self.clipped} samples out of [-1, 1] were clipped in {self.path}; lower the level, or "
+                "write float32",
+                ClippingWarning,
+                stacklevel=2,
+            )
+
+
+def write(path: str | os.PathLike[str], samples: Tensor, sample_rate: int, encoding: str = "float32") -> None:
+    """Write samples `(channel, time)` to a WAV or FLAC file at once; encodings and errors are `Writer`'s.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pyrosep import audio
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     audio.write(f"{folder}/a.wav", torch.tensor([[0.25, -0.5]]), 8000)
+        ...     audio.read(f"{folder}/a.wav").samples
+        tensor([[ 0.2500, -0.5000]])
+    """
+    if samples.ndim != 2:
+        raise ShapeError(f"expected samples (channel, time), got shape {tuple(samples.shape)}")
+    with Writer(path, sample_rate, samples.shape[0], encoding) as writer:
+        writer.write(samples)

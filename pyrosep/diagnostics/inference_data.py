@@ -1,0 +1,127 @@
+"""From chains to ArviZ: the one place where an InferenceData is built, written and read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pyro.infer.mcmc.api import AbstractMCMC
+from torch import Tensor
+
+from pyrosep.errors import ConfigurationError, DataError, MissingFileError
+from pyrosep.infer import LangevinMCMC, Potential
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["read_netcdf", "to_inference_data", "write_netcdf"]
+
+
+def to_inference_data(
+    mcmc: AbstractMCMC,
+    *,
+    sample_rate: float | None = None,
+    truth: Tensor | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+) -> arviz.InferenceData:
+    """The draws of a run as an ArviZ ``InferenceData``.
+
+    Groups:
+        - ``posterior``: ``sources`` with dims ``(chain, draw, source, time)``, coordinates the sites' names and seconds;
+          every other latent site under its own name.
+        - ``sample_stats`` (of :class:`~pyrosep.LangevinMCMC`): ``lp`` in nats, ``acceptance_rate``, ``step_size``,
+          ``residual``.
+        - ``observed_data``: the mix, with ``time`` last.
+        - ``constant_data``: ``sample_rate``, and ``truth`` if given, ``(source, time)``.
+
+    Arguments:
+        mcmc: a :class:`~pyrosep.LangevinMCMC`, or stock :class:`pyro.infer.MCMC` with any kernel, after ``run``.
+        sample_rate: Hz; by default the priors' own; without either, ``time`` counts samples.
+        truth: the true sources, where they are known.
+        dims: names for the axes of other sites, as ArviZ takes them, e.g. ``{"gains": ["source"]}``.
+
+    Chains that were stopped are left out; the ``chain`` coordinate keeps the numbers of the others.
+    """
+    import arviz
+
+    potential = mcmc.potential if isinstance(mcmc, LangevinMCMC) else _potential(mcmc)
+    draws = mcmc.get_samples(group_by_chain=True)
+    names = [name for name in potential.priors if name in draws]
+    if not names:
+        raise ConfigurationError(
+            "the model has no site with a source prior; use arviz.from_dict for other models"
+        )
+    prior = potential.priors[names[0]]
+    rate = sample_rate or prior.sample_rate
+    stacked = torch.stack([draws[name] for name in names], -2)
+    while stacked.ndim > 4 and stacked.shape[2] == 1:  # Pyro's empty plate axes
+        stacked = stacked.squeeze(2)
+    posterior: dict[str, np.ndarray] = {"sources": stacked.numpy()}
+    posterior |= {name: value.numpy() for name, value in draws.items() if name not in names}
+    batch = [f"plate_{axis}" for axis in range(stacked.ndim - 4)]
+    all_dims: dict[str, list[str]] = {"sources": [*batch, "source", "time"]}
+    all_dims |= {name: list(axes) for name, axes in (dims or {}).items()}
+    observed = {name: value.cpu().numpy() for name, value in potential.observed.items()}
+    for name, value in observed.items():
+        if value.ndim and value.shape[-1] == prior.time:
+            all_dims[name] = [*(f"{name}_axis_{axis}" for axis in range(value.ndim - 1)), "time"]
+    constants: dict[str, Any] = {"sample_rate": np.asarray(float(rate or 1.0))}
+    if truth is not None:
+        constants["truth"] = truth.cpu().numpy()
+        all_dims["truth"] = ["source", "time"]
+    stats = {}
+    chains = list(range(stacked.shape[0]))
+    if isinstance(mcmc, LangevinMCMC):
+        stats = {name: value.numpy() for name, value in mcmc.sample_stats().items()}
+        chains = mcmc.chains
+    return arviz.from_dict(
+        posterior=posterior,
+        sample_stats=stats or None,
+        observed_data=observed or None,
+        constant_data=constants,
+        coords={"chain": chains, "source": names, "time": np.arange(prior.time) / (rate or 1.0)},
+        dims=all_dims,
+        attrs={"inference_library": "pyrosep"},
+    )
+
+
+def _potential(mcmc: AbstractMCMC) -> Potential:
+    """The potential of a stock run: Pyro keeps the model on the kernel and its arguments on the run."""
+    if mcmc._args is None:
+        raise ConfigurationError("expected a run; call mcmc.run(...) first")
+    return Potential(mcmc.kernel.model, mcmc._args, mcmc._kwargs)
+
+
+def write_netcdf(idata: arviz.InferenceData, path: str | os.PathLike[str]) -> Path:
+    """Write to a NetCDF file, whole or not at all, and return its path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    idata.to_netcdf(str(beside), engine="h5netcdf")
+    beside.replace(target)
+    return target
+
+
+def read_netcdf(path: str | os.PathLike[str]) -> arviz.InferenceData:
+    """Read what :func:`write_netcdf` wrote, into memory.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it is not a NetCDF file of an InferenceData.
+    """
+    import arviz
+
+    source = Path(path)
+    if not source.is_file():
+        raise MissingFileError(
+            f"no file {source}; pyrosep separate writes posterior.nc into each track's folder"
+        )
+    try:
+        with arviz.rc_context({"data.load": "eager"}):
+            return arviz.from_netcdf(str(source), engine="h5netcdf")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{source} is not a NetCDF file of an InferenceData ({error})") from error

@@ -1,0 +1,162 @@
+"""Pictures: ArviZ's plots of the summaries, and spectrograms of a separation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrosep.diagnostics.summaries import summary_dataset
+
+if TYPE_CHECKING:
+    import arviz
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_diagnostics", "plot_spectrograms"]
+
+_MAX_PANELS = 12
+
+
+def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str]) -> list[Path]:
+    """Draw trace, rank, autocorrelation and log joint density of the summaries; returns the pictures' paths.
+
+    Of a variable with many elements (bands, windows), those with the largest R-hat are drawn, at most
+    twelve, so that what looks good here looks good everywhere.
+    """
+    import arviz
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    dataset = summary_dataset(idata)
+    chosen = _worst(dataset)
+    pictures = []
+    with arviz.rc_context({"plot.max_subplots": 4 * _MAX_PANELS}):
+        draw: dict[str, Any] = {
+            "trace": lambda: arviz.plot_trace(chosen, compact=False, figsize=(12, 1.6 * len(chosen))),
+            "rank": lambda: arviz.plot_rank(chosen, ref_line=True),
+            "autocorrelation": lambda: arviz.plot_autocorr(chosen, combined=True),
+            "log_joint": lambda: _plot_log_joint(idata),
+        }
+        for name, plot in draw.items():
+            if name == "log_joint" and ("sample_stats" not in idata or "lp" not in idata.sample_stats):
+                continue
+            plot()
+            figure = plt.gcf()
+            figure.tight_layout()
+            path = target / f"{name}.png"
+            figure.savefig(path, dpi=100)
+            plt.close("all")
+            pictures.append(path)
+    return pictures
+
+
+def _worst(dataset: Any) -> Any:
+    """The elements of largest R-hat, each as a variable of its own."""
+    import arviz
+    import xarray
+
+    scalars = {}
+    for name, array in dataset.data_vars.items():
+        axes = [dim for dim in array.dims if dim not in ("chain", "draw")]
+        stacked = array.stack(element=axes) if axes else array.expand_dims("element", -1)
+        r_hat = arviz.rhat(xarray.Dataset({"x": stacked.drop_vars(["element", *axes], errors="ignore")}))[
+            "x"
+        ].values
+        for index, value in enumerate(np.atleast_1d(r_hat)):
+            label = name if not axes else f"{name} {_label(stacked, index, axes)}"
+            scalars[label] = (
+                value,
+                stacked.isel(element=index).drop_vars(["element", *axes], errors="ignore"),
+            )
+    ranked = sorted(scalars, key=lambda label: -np.nan_to_num(scalars[label][0], nan=np.inf))[:_MAX_PANELS]
+    return xarray.Dataset({label: scalars[label][1] for label in ranked})
+
+
+def _label(stacked: Any, index: int, axes: list[str]) -> str:
+    element = stacked.isel(element=index)
+    return " ".join(str(element.coords[axis].item()) if axis in element.coords else "" for axis in axes)
+
+
+def _plot_log_joint(idata: arviz.InferenceData) -> None:
+    import matplotlib.pyplot as plt
+
+    lp = idata.sample_stats["lp"]
+    if lp.ndim > 2:
+        lp = lp.sum([dim for dim in lp.dims if dim not in ("chain", "draw")])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 1), sharey=True)
+    for chain in lp.coords["chain"].values:
+        values = lp.sel(chain=chain).values
+        left.plot(values, label=f"chain {chain}", linewidth=0.8)
+        right.hist(values, bins=30, orientation="horizontal", histtype="step")
+    left.set(xlabel="draw", ylabel="log joint density, nats")
+    right.set(xlabel="draws")
+    left.legend(fontsize="small", ncols=2)
+
+
+def plot_spectrograms(
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    sample_rate: float,
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+) -> Figure:
+    """Spectrograms in dB on one scale, a row for each kind of signal and a column for each name; saved to ``path``.
+
+    Arguments:
+        rows: by row label, then by column label, signals ``(time,)``.
+        sample_rate: Hz.
+        path: of the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    figure, axes = plt.subplots(
+        len(rows),
+        len(columns),
+        figsize=(3.2 * len(columns), 2.2 * len(rows)),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    images = []
+    for axis_row, (label, row) in zip(axes, rows.items(), strict=True):
+        for axis, name in zip(axis_row, columns, strict=True):
+            if name not in row:
+                axis.axis("off")
+                continue
+            images.append(_spectrogram(axis, row[name], sample_rate))
+            axis.set_title(f"{name}, {label}" if name != label else name, fontsize=9)
+    top = max(image.get_array().max() for image in images)
+    for image in images:
+        image.set_clim(top - 80, top)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("kHz")
+    for axis in axes[-1]:
+        axis.set_xlabel("s")
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout(rect=(0, 0, 0.93, 1))
+    bar = figure.add_axes((0.945, 0.1, 0.012, 0.8))
+    figure.colorbar(images[0], cax=bar, label="dB")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return figure
+
+
+def _spectrogram(axis: Any, signal: np.ndarray, sample_rate: float) -> Any:
+    size, hop = 1024, 256
+    padded = np.pad(signal, (0, max(0, size - len(signal))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * np.hanning(size)
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    decibel = 10 * np.log10(power.T + 1e-12)
+    extent = (0, len(signal) / sample_rate, 0, sample_rate / 2000)
+    return axis.imshow(decibel, origin="lower", aspect="auto", extent=extent, cmap="magma")
