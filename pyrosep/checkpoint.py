@@ -19,9 +19,7 @@ __all__ = ["load_weights", "save_weights", "write_text"]
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
 
-def save_weights(
-    folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
+def save_weights(folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write ``config`` and ``tensors`` into ``folder``; other files that are there stay.
 
     Both are written into a folder beside it first, and moved over when complete; without tensors there is no
@@ -33,12 +31,11 @@ def save_weights(
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         beside = Path(scratch)
-        (beside / CONFIG).write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (beside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if tensors:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, beside / TENSORS)
+            (beside / TENSORS).chmod(0o644)
             shutil.move(beside / TENSORS, target / TENSORS)
         shutil.move(beside / CONFIG, target / CONFIG)
 

@@ -62,9 +62,7 @@ def linear_mix(
         noise: standard deviation of the observation noise.
     """
     _check_noise(noise)
-    weights = (
-        torch.ones(len(priors)) if gains is None else torch.as_tensor(gains, dtype=torch.get_default_dtype())
-    )
+    weights = torch.ones(len(priors)) if gains is None else torch.as_tensor(gains, dtype=torch.get_default_dtype())
     if weights.shape != (len(priors),):
         raise ShapeError(
             f"expected {len(priors)} gains, one for each of {list(priors)}; got shape {tuple(weights.shape)}"
@@ -78,9 +76,7 @@ def linear_mix(
     return model
 
 
-def unknown_gains_mix(
-    priors: Mapping[str, SourcePrior], noise: float = 0.01, spread_db: float = 6.0
-) -> Model:
+def unknown_gains_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01, spread_db: float = 6.0) -> Model:
     r"""A mix whose gains are unknown, :math:`\log a_k \sim N(0, \tau^2)`; ``mix`` is ``(..., time)``.
 
     The site ``gains`` is ``(source,)``. A source and its gain are known up to what the prior knows of its level.

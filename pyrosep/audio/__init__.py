@@ -143,9 +143,7 @@ def read(
     if not (math.isfinite(start) and start >= 0):
         raise ConfigurationError(f"expected a start of 0 s or later, got {start}")
     if duration is not None and not duration > 0:
-        raise ConfigurationError(
-            f"expected a duration above 0 s, got {duration}; leave it out to read to the end"
-        )
+        raise ConfigurationError(f"expected a duration above 0 s, got {duration}; leave it out to read to the end")
     with opened(path, stream) as file:
         _check_not_empty(path, file)
         first = round(start * file.sample_rate)
@@ -259,13 +257,11 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     length = -(-samples.shape[-1] * target // source)
     if samples.numel() == 0:
         return samples.new_zeros(*samples.shape[:-1], length)
-    return _resampler(source, target, samples.dtype, samples.device)(samples)[..., :length]
+    return _resampler(source, target, samples.dtype, samples.device)(samples.contiguous())[..., :length]
 
 
 @functools.lru_cache(maxsize=16)
-def _resampler(
-    source: int, target: int, dtype: torch.dtype, device: torch.device
-) -> Callable[[Tensor], Tensor]:
+def _resampler(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Tensor]:
     # Kept, as its filters take ten times as long to compute as a frame to be resampled by them.
     try:
         from torchaudio.transforms import Resample
@@ -324,6 +320,5 @@ def _check_finite(path: Path, samples: np.ndarray, first: int, rate: int) -> Non
     bad = int((~finite).sum())
     where = first + int(np.flatnonzero(~finite.all(0))[0])
     raise NonFiniteAudioError(
-        f"{path} has {bad} samples that are NaN or infinite, the first at {where / rate:.6f} s; export it "
-        "again"
+        f"{path} has {bad} samples that are NaN or infinite, the first at {where / rate:.6f} s; export it again"
     )

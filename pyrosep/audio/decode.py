@@ -132,9 +132,7 @@ class _SoundFile:
                 if chunk.shape[1] < wanted:
                     break
         except soundfile.LibsndfileError as error:
-            announced = (
-                "" if self.frames is None else f" of the {self.frames / self.sample_rate:.3f} s announced"
-            )
+            announced = "" if self.frames is None else f" of the {self.frames / self.sample_rate:.3f} s announced"
             raise TruncatedAudioError(
                 f"{self.path} can't be decoded beyond about {position / self.sample_rate:.3f} s{announced}: "
                 "it is cut off or damaged; copy or download it again"
@@ -169,15 +167,11 @@ class _Av:
             # Raw streams are told by their name alone: without a rate nothing in them has been understood.
             if not self.container.format.name.startswith("mov"):
                 raise NotAudioError(_unreadable(path))
-            raise SampleRateError(
-                f"{path} names no sample rate; expected a positive one: encode the file again"
-            )
+            raise SampleRateError(f"{path} names no sample rate; expected a positive one: encode the file again")
         self.mp3 = self.container.format.name == "mp3"
         self.frames = None
         if self.mp3:
-            self.frames = mp3_samples(
-                path
-            )  # the container's duration is a guess from the bit rate without it
+            self.frames = mp3_samples(path)  # the container's duration is a guess from the bit rate without it
         elif self.stream.duration:
             self.frames = round(self.stream.duration * self.stream.time_base * self.sample_rate)
 
@@ -269,8 +263,7 @@ class _Av:
             values = values.reshape(-1, frame.layout.nb_channels).T
         if values.shape[0] != self.channels:
             raise AudioError(
-                f"{self.path} changes from {self.channels} to {values.shape[0]} channels on the way; encode "
-                "it again"
+                f"{self.path} changes from {self.channels} to {values.shape[0]} channels on the way; encode it again"
             )
         if values.dtype.kind == "u":
             return np.ascontiguousarray((values.astype(np.float32) - 128) / 128)

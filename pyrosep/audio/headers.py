@@ -75,14 +75,12 @@ def check_wav(path: Path) -> None:
                     rate, align = struct.unpack("<4xI4xH2x", fields)
                     if rate == 0:
                         raise SampleRateError(
-                            f"{path} says its sample rate is 0 Hz; expected a positive rate: write the file "
-                            "again"
+                            f"{path} says its sample rate is 0 Hz; expected a positive rate: write the file again"
                         )
             elif name == b"data":
                 if rate is None:
                     raise SampleRateError(
-                        f"{path} names no sample rate (no format chunk before its audio); write the file "
-                        "again"
+                        f"{path} names no sample rate (no format chunk before its audio); write the file again"
                     )
                 unknown = length == 0xFFFFFFFF or 0x7FFFF000 <= length <= 0x7FFFFFFF
                 if long_data is not None and length == 0xFFFFFFFF:
@@ -162,14 +160,8 @@ def mp3_samples(path: Path) -> int | None:
             return None
         frames = int.from_bytes(head[tag + 8 : tag + 12], "big")
         octets = int.from_bytes(head[tag + 12 : tag + 16], "big") if flags & 2 else 0
-        lame = (
-            tag + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
-        )
-        gap = (
-            int.from_bytes(head[lame + 21 : lame + 24], "big")
-            if head[lame : lame + 3] in (b"LAM", b"Lav")
-            else 0
-        )
+        lame = tag + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+        gap = int.from_bytes(head[lame + 21 : lame + 24], "big") if head[lame : lame + 3] in (b"LAM", b"Lav") else 0
         delay = (gap >> 12) + (gap & 0xFFF)
     joined = octets and rest > octets + max(octets // 10, 65536)
     samples = frames * frame_samples - delay

@@ -85,9 +85,7 @@ class Writer:
                 f"{suffix} files can be encoded as {choices}, not {encoding!r}; choose one of these"
             )
         if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate or sample_rate <= 0:
-            raise SampleRateError(
-                f"expected a sample rate that is a positive integer in Hz, got {sample_rate!r}"
-            )
+            raise SampleRateError(f"expected a sample rate that is a positive integer in Hz, got {sample_rate!r}")
         if channels < 1:
             raise ConfigurationError(f"expected at least 1 channel, got {channels}")
         if self.path.is_dir():
@@ -136,9 +134,7 @@ class Writer:
             )
         size = (self.frames + values.shape[1]) * self.channels * BYTES[self.encoding]
         if self.path.suffix.lower() == ".wav" and size > WAV_BYTES:
-            raise OSError(
-                f"{self.path} would pass the 4 GiB that a WAV file can hold; write FLAC, or shorter files"
-            )
+            raise OSError(f"{self.path} would pass the 4 GiB that a WAV file can hold; write FLAC, or shorter files")
         try:
             self._file.write(np.ascontiguousarray(self._encoded(values).T))
         except soundfile.LibsndfileError as error:
@@ -171,8 +167,7 @@ class Writer:
             self._partial.unlink(missing_ok=True)
         if kind is None and self.clipped:
             warnings.warn(
-                f"{self.clipped} samples out of [-1, 1] were clipped in {self.path}; lower the level, or "
-                "write float32",
+                f"{self.clipped} samples out of [-1, 1] were clipped in {self.path}; lower the level, or write float32",
                 ClippingWarning,
                 stacklevel=2,
             )

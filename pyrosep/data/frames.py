@@ -93,9 +93,7 @@ class RandomCrops(Dataset[Tensor]):
         having = [song for song in songs if source in song.stems]
         if not having:
             there = sorted({stem for song in songs for stem in song.stems})
-            raise DataError(
-                f"none of {len(songs)} songs has a source {source!r}; there are {', '.join(there)}"
-            )
+            raise DataError(f"none of {len(songs)} songs has a source {source!r}; there are {', '.join(there)}")
         self.sample_rate = _common_rate(having, sample_rate)
         self.songs = [song for song in having if _length(song, self.sample_rate) >= frame]
         if not self.songs:
@@ -180,9 +178,7 @@ class FrameGrid(Dataset[SongFrame]):
         self.songs = list(songs)
         self.frame, self.hop, self.pad, self.mono = frame, hop or frame, pad, mono
         there = {stem for song in songs for stem in song.stems}
-        self.sources = (
-            tuple(sorted({s for song in songs for s in song.sources})) if sources is None else tuple(sources)
-        )
+        self.sources = tuple(sorted({s for song in songs for s in song.sources})) if sources is None else tuple(sources)
         for name in self.sources:
             if name not in there:
                 raise DataError(f"no song has a source {name!r}; there are {', '.join(sorted(there))}")
@@ -191,9 +187,7 @@ class FrameGrid(Dataset[SongFrame]):
         for song in self.songs:
             self._ends.append(self._count(song) + (self._ends[-1] if self._ends else 0))
         if not self._ends[-1]:
-            raise DataError(
-                f"every song is shorter than a frame of {frame} samples; use pad=True or shorter frames"
-            )
+            raise DataError(f"every song is shorter than a frame of {frame} samples; use pad=True or shorter frames")
 
     def _count(self, song: Song) -> int:
         rest = _length(song, self.sample_rate) - self.frame
@@ -221,9 +215,7 @@ class FrameGrid(Dataset[SongFrame]):
         return SongFrame(cut(song.read_mix), sources, song.name, start)
 
 
-def _resampled(
-    read: Callable[[int, int], Tensor], song: Song, start: int, frame: int, rate: int, mono: bool
-) -> Tensor:
+def _resampled(read: Callable[[int, int], Tensor], song: Song, start: int, frame: int, rate: int, mono: bool) -> Tensor:
     """Samples `start` to `start + frame` of the song at `rate`, zeros beyond its end.
 
     Equals the same part of the whole song resampled: the part that is read begins where a sample of both
@@ -270,6 +262,4 @@ def _check_index(index: int, size: int) -> None:
     if index < 0:
         raise ConfigurationError(f"expected an index from 0 to {size - 1}, got {index}")
     if index >= size:
-        raise IndexError(
-            f"expected an index from 0 to {size - 1}, got {index}"
-        )  # ends a `for` loop over items
+        raise IndexError(f"expected an index from 0 to {size - 1}, got {index}")  # ends a `for` loop over items

@@ -59,9 +59,7 @@ class Musdb18(Sequence[Song]):
         if split not in (None, "train", "valid"):
             raise ConfigurationError(f"expected the split 'train', 'valid' or None, got {split!r}")
         if split is not None and subset != "train":
-            raise ConfigurationError(
-                f"only the subset 'train' has splits, but {split!r} of 'test' was asked for"
-            )
+            raise ConfigurationError(f"only the subset 'train' has splits, but {split!r} of 'test' was asked for")
         self.root = Path(root).expanduser()
         folder = self.root / subset
         if not folder.is_dir():

@@ -81,14 +81,11 @@ class Song:
         infos = {stem: audio.info(entry.path, entry.stream) for stem, entry in entries.items()}
         rates = {stem: info.sample_rate for stem, info in infos.items()}
         if len(set(rates.values())) > 1:
-            raise DataError(
-                f"the files of song {name!r} differ in sample rate: {_listed(rates, 'Hz')}; resample them"
-            )
+            raise DataError(f"the files of song {name!r} differ in sample rate: {_listed(rates, 'Hz')}; resample them")
         lengths = {stem: info.frames or 0 for stem, info in infos.items()}
         if len(set(lengths.values())) > 1 and not shorten:
             raise DataError(
-                f"the files of song {name!r} differ in length: {_listed(lengths, 'samples')}; pad or cut "
-                "them to one"
+                f"the files of song {name!r} differ in length: {_listed(lengths, 'samples')}; pad or cut them to one"
             )
         channels = {stem: info.channels for stem, info in infos.items()}
         most = max(channels.values())
@@ -161,9 +158,7 @@ class Song:
 
     def _read(self, entry: AudioStream, start: int, count: int) -> Tensor:
         rate = self.sample_rate
-        samples = audio.read(
-            entry.path, start=start / rate, duration=count / rate, stream=entry.stream
-        ).samples
+        samples = audio.read(entry.path, start=start / rate, duration=count / rate, stream=entry.stream).samples
         return samples.expand(self.channels, -1)
 
 
@@ -205,15 +200,11 @@ class StemFolder(Sequence[Song]):
     def __init__(self, root: str | os.PathLike[str], sources: Iterable[str] | None = None) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise MissingFileError(
-                f"expected a folder of songs, but there is no folder {self.root}; check the path"
-            )
+            raise MissingFileError(f"expected a folder of songs, but there is no folder {self.root}; check the path")
         wanted = None if sources is None else tuple(sources)
         folders = sorted(child for child in self.root.iterdir() if child.is_dir() and child.name[0] != ".")
         if not folders:
-            raise DataError(
-                f"{self.root} holds no songs; expected folders SONG/STEM.wav or SONG/STEM.flac in it"
-            )
+            raise DataError(f"{self.root} holds no songs; expected folders SONG/STEM.wav or SONG/STEM.flac in it")
         self._songs = [_song(folder, wanted) for folder in folders]
         there = sorted({stem for song in self._songs for stem in song.stems})
         for name in wanted or ():

@@ -222,9 +222,7 @@ class ToyMixes(Dataset[ToyMix]):
         (torch.Size([8]), torch.Size([2, 8]), True)
     """
 
-    def __init__(
-        self, waves: tuple[str, ...] = WAVES, frame: int = 16_384, size: int = 10_000, seed: int = 0
-    ) -> None:
+    def __init__(self, waves: tuple[str, ...] = WAVES, frame: int = 16_384, size: int = 10_000, seed: int = 0) -> None:
         waves = tuple(waves)
         for wave in waves:
             _check_wave(wave)
@@ -275,7 +273,5 @@ def _check_index(index: int, size: int) -> int:
     if index < 0:
         raise ConfigurationError(f"expected an index from 0 to {size - 1}, got {index}")
     if index >= size:
-        raise IndexError(
-            f"expected an index from 0 to {size - 1}, got {index}"
-        )  # ends a `for` loop over items
+        raise IndexError(f"expected an index from 0 to {size - 1}, got {index}")  # ends a `for` loop over items
     return index

@@ -52,9 +52,7 @@ def to_inference_data(
     draws = mcmc.get_samples(group_by_chain=True)
     names = [name for name in potential.priors if name in draws]
     if not names:
-        raise ConfigurationError(
-            "the model has no site with a source prior; use arviz.from_dict for other models"
-        )
+        raise ConfigurationError("the model has no site with a source prior; use arviz.from_dict for other models")
     prior = potential.priors[names[0]]
     rate = sample_rate or prior.sample_rate
     stacked = torch.stack([draws[name] for name in names], -2)
@@ -117,9 +115,7 @@ def read_netcdf(path: str | os.PathLike[str]) -> arviz.InferenceData:
 
     source = Path(path)
     if not source.is_file():
-        raise MissingFileError(
-            f"no file {source}; pyrosep separate writes posterior.nc into each track's folder"
-        )
+        raise MissingFileError(f"no file {source}; pyrosep separate writes posterior.nc into each track's folder")
     try:
         with arviz.rc_context({"data.load": "eager"}):
             return arviz.from_netcdf(str(source), engine="h5netcdf")

@@ -66,9 +66,7 @@ def _worst(dataset: Any) -> Any:
     for name, array in dataset.data_vars.items():
         axes = [dim for dim in array.dims if dim not in ("chain", "draw")]
         stacked = array.stack(element=axes) if axes else array.expand_dims("element", -1)
-        r_hat = arviz.rhat(xarray.Dataset({"x": stacked.drop_vars(["element", *axes], errors="ignore")}))[
-            "x"
-        ].values
+        r_hat = arviz.rhat(xarray.Dataset({"x": stacked.drop_vars(["element", *axes], errors="ignore")}))["x"].values
         for index, value in enumerate(np.atleast_1d(r_hat)):
             label = name if not axes else f"{name} {_label(stacked, index, axes)}"
             scalars[label] = (

@@ -1,6 +1,7 @@
 """Sampling the posterior: potential, Langevin kernels, and many chains in a batch."""
 
 from pyrosep.infer.exact import GaussianPosterior
+from pyrosep.infer.gains import fit_gains
 from pyrosep.infer.initial import initial_values
 from pyrosep.infer.kernel import LangevinKernel, LangevinState
 from pyrosep.infer.mala import MALA
@@ -23,6 +24,7 @@ __all__ = [
     "Preconditioner",
     "SpectralPreconditioner",
     "cyclical",
+    "fit_gains",
     "initial_values",
     "polynomial_decay",
 ]

@@ -39,9 +39,7 @@ class GaussianPosterior:
                     f"the exact posterior is known for Gaussian priors; {name!r} has a {type(prior).__name__}"
                 )
             if prior.time != mix.shape[-1]:
-                raise ShapeError(
-                    f"the prior of {name!r} has frames of {prior.time} samples; the mix {mix.shape[-1]}"
-                )
+                raise ShapeError(f"the prior of {name!r} has frames of {prior.time} samples; the mix {mix.shape[-1]}")
         self.names = tuple(priors)
         self.mix = mix
         self.power = torch.stack([prior.variance(mix) for prior in priors.values()])  # (source, bins)

@@ -49,9 +49,7 @@ def initial_values(potential: Potential, init: Initial) -> Values:
         given = init if isinstance(init, Mapping) else _from_guide(potential, init)
         unknown = sorted(set(given) - set(values))
         if unknown:
-            raise ConfigurationError(
-                f"initial values for {unknown}, but the model's latent sites are {list(values)}"
-            )
+            raise ConfigurationError(f"initial values for {unknown}, but the model's latent sites are {list(values)}")
         values |= {name: _fitted(name, value, values[name]) for name, value in given.items()}
     z = potential.unconstrain(values)
     for name, value in z.items():
@@ -76,9 +74,7 @@ def _from_mix(potential: Potential) -> Values:
     for name, mix in potential.observed.items():
         if mix.ndim and mix.shape[-1] == like.shape[-1]:
             return _equal_sources(potential, name, mix)
-    raise ConfigurationError(
-        f"init='mix' needs an observed site of {like.shape[-1]} samples; the model has none"
-    )
+    raise ConfigurationError(f"init='mix' needs an observed site of {like.shape[-1]} samples; the model has none")
 
 
 def _equal_sources(potential: Potential, observed: str, mix: Tensor) -> Values:

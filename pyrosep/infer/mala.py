@@ -85,11 +85,12 @@ class MALA(LangevinKernel):
         variance = 2 * step if self.proposal == "euler" else step * (2 - step)
         spread = math.sqrt(variance)
         noise = white_noise(state.z)
-        forward = {name: spread * value for name, value in noise.items()}
-        white = {name: forward[name] - step * value for name, value in state.white_gradient.items()}
+        white = {
+            name: (spread * noise[name]).sub_(gradient, alpha=step) for name, gradient in state.white_gradient.items()
+        }
         proposed = self._moved(state, white)
         # In white coordinates the way back is -white = -step * gradient' + backward.
-        backward = {name: step * value - white[name] for name, value in proposed.white_gradient.items()}
+        backward = {name: (step * gradient).sub_(white[name]) for name, gradient in proposed.white_gradient.items()}
         batch_ndim = self.potential.batch_ndim
         log_ratio = (
             state.energy

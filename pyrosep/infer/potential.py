@@ -241,9 +241,7 @@ class Potential:
             leaks = set()
             for inside in (half, ~half):
                 inside = inside.to(energy.device)
-                gradients = torch.autograd.grad(
-                    energy[inside].sum(), list(leaves.values()), retain_graph=True
-                )
+                gradients = torch.autograd.grad(energy[inside].sum(), list(leaves.values()), retain_graph=True)
                 leaks |= {
                     name
                     for name, gradient in zip(leaves, gradients, strict=True)

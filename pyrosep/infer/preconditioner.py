@@ -64,9 +64,7 @@ class SpectralPreconditioner(Preconditioner):
         probes: Hessian products a source.
     """
 
-    def __init__(
-        self, potential: Potential, z: Values, *, curvature: str = "posterior", probes: int = 2
-    ) -> None:
+    def __init__(self, potential: Potential, z: Values, *, curvature: str = "posterior", probes: int = 2) -> None:
         if curvature not in ("posterior", "prior"):
             raise ConfigurationError(f"curvature must be 'posterior' or 'prior'; got {curvature!r}")
         self.names = list(potential.priors)
@@ -78,20 +76,14 @@ class SpectralPreconditioner(Preconditioner):
         if self.names:
             shapes = {tuple(z[name].shape) for name in self.names}
             if len(shapes) > 1:
-                raise ShapeError(
-                    f"the spectral preconditioner needs sources of one shape; got {sorted(shapes)}"
-                )
+                raise ShapeError(f"the spectral preconditioner needs sources of one shape; got {sorted(shapes)}")
             self.time = z[self.names[0]].shape[-1]
             precision = torch.diag_embed((1.0 / self._variances(potential, z)).mT)  # (bins, source, source)
             if curvature == "posterior":
                 precision = precision + self._likelihood_curvature(potential, z, probes)
             eigenvalues, vectors = torch.linalg.eigh(precision)
             root = (vectors * eigenvalues.rsqrt().unsqueeze(-2)) @ vectors.mH
-            root = root.permute(1, 2, 0)  # (source, source, bins)
-            if bool(root.imag.abs().max() < 1e-6 * root.abs().max()):
-                root = root.real
-            like = z[self.names[0]]
-            self.root = root.to(like.dtype.to_complex() if root.is_complex() else like.dtype).contiguous()
+            self.root = root.permute(1, 2, 0).to(z[self.names[0]].dtype.to_complex()).contiguous()  # (i, j, bins)
 
     def _variances(self, potential: Potential, z: Values) -> Tensor:
         """``P_k + sigma^2``, ``(source, bins)``; for a prior without a spectrum, flat at the level of its draws."""
@@ -127,7 +119,10 @@ class SpectralPreconditioner(Preconditioner):
         out = {name: value * self.scales[name] for name, value in values.items() if name in self.scales}
         if self.root is not None:
             bins = torch.fft.rfft(torch.stack([values[name] for name in self.names], -2))
-            filtered = torch.einsum("ijf,...jf->...if", self.root.to(bins.dtype), bins)
+            # A matrix product at each bin; einsum would transpose everything to batch it, five times slower.
+            filtered = self.root[:, 0] * bins[..., :1, :]
+            for column in range(1, len(self.names)):
+                filtered.addcmul_(self.root[:, column], bins[..., column : column + 1, :])
             out |= dict(zip(self.names, torch.fft.irfft(filtered, n=self.time).unbind(-2), strict=True))
         return {name: out[name] for name in values}
 
@@ -159,9 +154,7 @@ def hessian_product(potential: Potential, z: Values, without: list[str]) -> Call
     leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
     with torch.enable_grad():
         energy = potential(leaves, without)
-        gradients = torch.autograd.grad(
-            energy.sum(), list(leaves.values()), create_graph=True, materialize_grads=True
-        )
+        gradients = torch.autograd.grad(energy.sum(), list(leaves.values()), create_graph=True, materialize_grads=True)
     by_name = dict(zip(leaves, gradients, strict=True))
 
     def product(vector: Values) -> Values:

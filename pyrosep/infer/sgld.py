@@ -58,7 +58,10 @@ class SGLD(LangevinKernel):
         return self.schedule(self.num_steps)
 
     def transition(self, state: LangevinState) -> LangevinState:
-        drift, spread = -self.step_size, math.sqrt(2 * self.step_size * self.temperature)
+        step = self.step_size
+        spread = math.sqrt(2 * step * self.temperature)
         noise = white_noise(state.z)
-        white = {name: drift * value + spread * noise[name] for name, value in state.white_gradient.items()}
+        white = {
+            name: (spread * noise[name]).sub_(gradient, alpha=step) for name, gradient in state.white_gradient.items()
+        }
         return self._stop_diverged(state, self._moved(state, white))

@@ -93,9 +93,7 @@ class SourcePrior(TorchDistribution):
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(new, name, value.to(device))
-            elif isinstance(
-                value, torch.nn.Module
-            ):  # which moves in place: leave this prior's own where it is
+            elif isinstance(value, torch.nn.Module):  # which moves in place: leave this prior's own where it is
                 setattr(new, name, copy.deepcopy(value).to(device))
         return new
 
@@ -149,9 +147,7 @@ class SourcePrior(TorchDistribution):
 
     def draw_clean(self, value: Tensor) -> Tensor:
         """A draw of the clean source from :math:`p(s | x)`: ``(..., time)`` to ``(..., time)``."""
-        raise ConfigurationError(
-            f"{type(self).__name__} has no draw_clean; use denoise for the posterior mean"
-        )
+        raise ConfigurationError(f"{type(self).__name__} has no draw_clean; use denoise for the posterior mean")
 
     @abstractmethod
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:

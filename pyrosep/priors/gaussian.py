@@ -58,9 +58,7 @@ class GaussianPrior(SourcePrior):
     ) -> None:
         spectrum = torch.as_tensor(spectrum)
         if spectrum.ndim != 1 or len(spectrum) < 2:
-            raise ShapeError(
-                f"expected a spectrum of shape (bins,) with at least 2 bins; got {tuple(spectrum.shape)}"
-            )
+            raise ShapeError(f"expected a spectrum of shape (bins,) with at least 2 bins; got {tuple(spectrum.shape)}")
         if not (bool(torch.isfinite(spectrum).all()) and bool((spectrum > 0).all())):
             raise ConfigurationError("a spectrum must be positive and finite at every bin; add a floor to it")
         super().__init__(frame, sigma, sigma_min=sigma_min, sample_rate=sample_rate)

@@ -21,12 +21,26 @@ __all__ = ["ModelInfo", "load_priors", "model_info", "save_priors", "shipped_mod
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 
+GAINS = ("mean", "level", "fit")
+
 Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is: its ``name``, ``family`` of priors, ``sources``, ``sample_rate`` in Hz and default ``frame``."""
+    """What a model is.
+
+    Attributes:
+        name: of the folder.
+        folder: where it is.
+        family: of the priors.
+        sources: their names.
+        sample_rate: Hz.
+        frame: samples in a frame, by default.
+        gains: how loud its sources are in a mix: ``"mean"`` (1/N each, as in the toy data), ``"level"`` (as they were
+            recorded, up to one factor for the whole mix) or ``"fit"`` (each by its own, found from the mix).
+        summary: one line.
+    """
 
     name: str
     folder: Path
@@ -34,6 +48,7 @@ class ModelInfo:
     sources: tuple[str, ...]
     sample_rate: int
     frame: int
+    gains: str
     summary: str
 
 
@@ -103,23 +118,15 @@ def load_priors(
     info, config, tensors = _open(model)
     chosen = info.sources if sources is None else tuple(sources)
     if unknown := [name for name in chosen if name not in info.sources]:
-        raise ConfigurationError(
-            f"model {info.name!r} has the sources {list(info.sources)}; asked for {unknown}"
-        )
+        raise ConfigurationError(f"model {info.name!r} has the sources {list(info.sources)}; asked for {unknown}")
     build = _FAMILIES[info.family][2]
     priors = {}
     for name in chosen:
-        own = {
-            key.removeprefix(f"{name}."): value
-            for key, value in tensors.items()
-            if key.startswith(f"{name}.")
-        }
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         try:
             prior = build(config["priors"][name], own, frame or info.frame, info.sample_rate)
         except KeyError as error:
-            raise CheckpointError(
-                f"model {info.name!r} lacks {error} for source {name!r}; train it again"
-            ) from error
+            raise CheckpointError(f"model {info.name!r} lacks {error} for source {name!r}; train it again") from error
         priors[name] = prior.to(device)
     return priors
 
@@ -128,14 +135,18 @@ def save_priors(
     folder: str | os.PathLike[str],
     priors: Mapping[str, SourcePrior],
     *,
+    gains: str = "level",
     summary: str = "",
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write priors of one family, sample rate and frame as a model; sources that the folder has already stay or are replaced.
+    """Write priors of one family, sample rate and frame as a model.
+
+    Other sources that the folder has already stay; those of the same name are replaced.
 
     Arguments:
         folder: where to.
         priors: by source.
+        gains: ``"mean"``, ``"level"`` or ``"fit"``, see :class:`ModelInfo`.
         summary: one line for ``pyrosep models``.
         provenance: anything that tells how the priors came about, by source; kept in ``config.json``.
 
@@ -147,16 +158,17 @@ def save_priors(
         raise ConfigurationError(
             f"a model's priors must share family, frame and sample rate; got {sorted(map(str, kinds))}"
         )
+    if gains not in GAINS:
+        raise ConfigurationError(f"gains must be one of {GAINS}; got {gains!r}")
     ((kind, frame, sample_rate),) = kinds
     family = next((name for name, (cls, *_) in _FAMILIES.items() if cls is kind), None)
     if family is None:
-        raise ConfigurationError(
-            f"don't know how to save a {kind.__name__}; known families: {list(_FAMILIES)}"
-        )
+        raise ConfigurationError(f"don't know how to save a {kind.__name__}; known families: {list(_FAMILIES)}")
     config: Config = {
         "family": family,
         "sample_rate": sample_rate,
         "frame": frame,
+        "gains": gains,
         "summary": summary,
         "priors": {},
     }
@@ -168,7 +180,7 @@ def save_priors(
                 f"{folder} holds {old.family} priors at {old.sample_rate} Hz and {old.frame} samples; these are {family} "
                 f"at {sample_rate} Hz and {frame}: write them to another folder"
             )
-        config = config_before | ({"summary": summary} if summary else {})
+        config = config_before | {"gains": gains} | ({"summary": summary} if summary else {})
     for name, prior in priors.items():
         own_config, own_tensors = _FAMILIES[family][1](prior)
         config["priors"][name] = own_config | dict((provenance or {}).get(name, {}))
@@ -178,7 +190,7 @@ def save_priors(
 
 def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, Tensor]]:
     folder = Path(model)
-    if not folder.is_dir():
+    if not (folder / "config.json").is_file() and (SHIPPED / str(model)).is_dir():
         folder = SHIPPED / str(model)
     try:
         config, tensors = load_weights(folder)
@@ -191,11 +203,7 @@ def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, T
     if missing or config["family"] not in _FAMILIES:
         raise CheckpointError(
             f"{folder / 'config.json'} is not a model's: "
-            + (
-                f"it lacks {missing}"
-                if missing
-                else f"family {config['family']!r} is none of {list(_FAMILIES)}"
-            )
+            + (f"it lacks {missing}" if missing else f"family {config['family']!r} is none of {list(_FAMILIES)}")
         )
     info = ModelInfo(
         folder.resolve().name,
@@ -204,6 +212,7 @@ def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, T
         tuple(config["priors"]),
         config["sample_rate"],
         config["frame"],
+        config.get("gains", "level"),
         config.get("summary", ""),
     )
     return info, config, tensors

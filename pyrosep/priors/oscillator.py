@@ -66,9 +66,7 @@ class OscillatorPrior(SourcePrior):
         if not sigma_min > 0:
             raise ConfigurationError(f"an oscillator's sigma_min must be positive; got {sigma_min!r}")
         if not 0 <= amplitude[0] < amplitude[1]:
-            raise ConfigurationError(
-                f"amplitude must be a range (low, high) with 0 <= low < high; got {amplitude!r}"
-            )
+            raise ConfigurationError(f"amplitude must be a range (low, high) with 0 <= low < high; got {amplitude!r}")
         super().__init__(frame, sigma, sigma_min=sigma_min, sample_rate=SAMPLE_RATE)
         self.tables: _Tables
         self.wave = wave
@@ -134,9 +132,7 @@ class OscillatorPrior(SourcePrior):
         joint = torch.cat(logits, -1)
         total = joint.logsumexp(-1)
         constant = -0.5 * x.square().sum(-1) / sigma.squeeze(-1).square()
-        constant = (
-            constant - 0.5 * time * (2 * math.pi * sigma.squeeze(-1).square()).log() - math.log(high - low)
-        )
+        constant = constant - 0.5 * time * (2 * math.pi * sigma.squeeze(-1).square()).log() - math.log(high - low)
         return _Posterior(total + constant, (joint - total.unsqueeze(-1)).exp(), amplitudes)
 
     def _mean(self, posterior: _Posterior) -> Tensor:
@@ -280,8 +276,7 @@ class _Tables(nn.Module):
         for row, period in enumerate(periods):
             octaves.setdefault(math.ceil(math.log2(period)), []).append(row)
         self.groups = nn.ModuleList(
-            _Group([cycles[row] for row in rows], [weights[row] for row in rows], time)
-            for rows in octaves.values()
+            _Group([cycles[row] for row in rows], [weights[row] for row in rows], time) for rows in octaves.values()
         )
         self.weights = weights
         self.periods = periods

@@ -1,0 +1,5 @@
+"""``python -m pyrosep``."""
+
+from pyrosep.cli import main
+
+main()

@@ -1,0 +1,186 @@
+"""Scores of separations on songs whose stems are known."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosep.data import Song, ToyMixes
+from pyrosep.errors import ConfigurationError, MissingDependencyError
+from pyrosep.priors import SourcePrior
+from pyrosep.separate import Settings, separate
+
+__all__ = ["Reference", "Score", "aggregate", "bss_eval", "evaluate", "si_sdr", "song_references", "toy_references"]
+
+#: Below this mean power (dB re full scale) a stem counts as silent, and is not scored: SI-SDR is not defined there.
+SILENCE_DB = -60.0
+
+
+class Reference(NamedTuple):
+    """A mix with its true sources: ``mix`` ``(channel, time)``, ``sources`` by name, each of the same shape."""
+
+    name: str
+    mix: Tensor
+    sources: dict[str, Tensor]
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one source of one mix by one method; levels in dB."""
+
+    name: str
+    source: str
+    method: str
+    si_sdr: float
+    si_sdr_improvement: float
+    bss: dict[str, float] | None = None
+
+
+def song_references(
+    songs: Iterable[Song], sources: Sequence[str], *, seconds: float | None = None, mono: bool = True
+) -> Iterator[Reference]:
+    """The beginnings of songs, up to ``seconds``, one in memory at a time; a source that a song lacks is silent."""
+    for song in songs:
+        frames = None if seconds is None else max(1, round(seconds * song.sample_rate))
+        read = {name: song.read_source(name, 0, frames, silent_if_absent=True) for name in sources}
+        mix = song.read_mix(0, frames)
+        if mono:
+            mix, read = mix.mean(0, keepdim=True), {name: one.mean(0, keepdim=True) for name, one in read.items()}
+        yield Reference(song.name, mix, read, song.sample_rate)
+
+
+def toy_references(waves: Sequence[str], *, frame: int, size: int, seed: int = 0) -> Iterator[Reference]:
+    """Toy mixes by seed, the sources as they are in the mix (a mean: each divided by their number)."""
+    from pyrosep.data.toy import SAMPLE_RATE
+
+    data = ToyMixes(tuple(waves), frame=frame, size=size, seed=seed)
+    for index in range(size):
+        mix, sources = data[index]
+        parts = {wave: (source / len(waves)).unsqueeze(0) for wave, source in zip(waves, sources, strict=True)}
+        yield Reference(f"toy {seed}/{index}", mix.unsqueeze(0), parts, SAMPLE_RATE)
+
+
+def evaluate(
+    references: Iterable[Reference],
+    priors: Mapping[str, SourcePrior],
+    methods: Sequence[str] = ("langevin",),
+    settings: Settings | None = None,
+    *,
+    bss: bool = False,
+    on_reference: Callable[[Reference], Any] = lambda reference: None,
+) -> tuple[list[Score], dict[str, float]]:
+    """Separate mixes and score every source that is not silent.
+
+    Arguments:
+        references: mixes whose sources have the priors' names.
+        priors: by source.
+        methods: see :data:`~pyrosep.separate.METHODS`. The mix itself as the estimate of every source, method ``"mix"``, is
+            always scored too.
+        settings: of the separation; their ``method`` is passed over.
+        bss: add BSS Eval v4 (SDR, SIR, SAR, ISR: medians over seconds), by museval.
+        on_reference: called after each.
+
+    Returns:
+        the scores, and the real-time factor of each method: seconds of computing a second of audio.
+    """
+    settings = settings or Settings()
+    scores: list[Score] = []
+    spent, seconds = dict.fromkeys(methods, 0.0), 0.0
+    for reference in references:
+        if missing := [name for name in reference.sources if name not in priors]:
+            raise ConfigurationError(f"the model has no prior for {missing}; it has {list(priors)}")
+        mine = {name: priors[name] for name in reference.sources}
+        truth = torch.stack(list(reference.sources.values()))
+        estimates = {"mix": reference.mix.expand_as(truth)}
+        for method in methods:
+            start = time.perf_counter()
+            result = separate(reference.mix, reference.sample_rate, mine, replace(settings, method=method))
+            spent[method] += time.perf_counter() - start
+            estimates[method] = result.mean
+        seconds += reference.mix.shape[-1] / reference.sample_rate
+        scores += _scores(reference, truth, estimates, bss)
+        on_reference(reference)
+    return scores, {method: total / seconds for method, total in spent.items()} if seconds else {}
+
+
+def _scores(reference: Reference, truth: Tensor, estimates: dict[str, Tensor], bss: bool) -> Iterator[Score]:
+    sounding = 10 * truth.square().mean((-1, -2)).clamp(min=1e-20).log10() > SILENCE_DB
+    baseline = si_sdr(estimates["mix"], truth)
+    for method, estimate in estimates.items():
+        values = si_sdr(estimate, truth)
+        extra = bss_eval(truth[sounding], estimate[sounding], reference.sample_rate) if bss else None
+        row = 0
+        for index, source in enumerate(reference.sources):
+            if not sounding[index]:
+                continue
+            own = None if extra is None else {name: values[row] for name, values in extra.items()}
+            row += 1
+            gain = (values[index] - baseline[index]).item()
+            yield Score(reference.name, source, method, values[index].item(), gain, own)
+
+
+def si_sdr(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019), mean over channels.
+
+    Arguments:
+        estimate, truth: ``(..., channel, time)``.
+
+    Returns:
+        ``(...)``.
+    """
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
+    return scale_invariant_signal_distortion_ratio(estimate.double(), truth.double()).mean(-1)
+
+
+def bss_eval(truth: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, list[float]]:
+    """BSS Eval v4 of sources ``(source, channel, time)``: medians over windows of one second, in dB, a list a measure.
+
+    Raises:
+        MissingDependencyError: museval can't be imported; it needs the program ffmpeg.
+    """
+    try:
+        import museval
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"BSS Eval needs museval, which needs the programs ffmpeg and ffprobe ({error}); install ffmpeg"
+        ) from error
+    sdr, isr, sir, sar = museval.evaluate(
+        truth.transpose(1, 2).numpy(), estimate.transpose(1, 2).numpy(), win=sample_rate, hop=sample_rate
+    )
+    measures = {"SDR": sdr, "ISR": isr, "SIR": sir, "SAR": sar}
+    return {name: np.nanmedian(values, axis=1).tolist() for name, values in measures.items()}
+
+
+def aggregate(scores: Iterable[Score]) -> list[dict[str, Any]]:
+    """Mean, median and count by method and source, and by method over all sources (``source`` is ``"mean"``).
+
+    The mean over sources weighs every source alike, whatever its number of songs.
+    """
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.method, score.source), []).append(score)
+    rows = []
+    for (method, source), group in groups.items():
+        row: dict[str, Any] = {"method": method, "source": source, "count": len(group)}
+        for field in ("si_sdr", "si_sdr_improvement"):
+            values = [getattr(score, field) for score in group]
+            row[f"{field}_mean"], row[f"{field}_median"] = float(np.mean(values)), float(np.median(values))
+        for measure in group[0].bss or {}:
+            values = [score.bss[measure] for score in group if score.bss and not math.isnan(score.bss[measure])]
+            row[f"{measure}_median"] = float(np.median(values)) if values else math.nan
+        rows.append(row)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        figures = [key for key in own[0] if key not in ("method", "source", "count")]
+        total: dict[str, Any] = {"method": method, "source": "mean", "count": sum(row["count"] for row in own)}
+        rows.append(total | {key: float(np.mean([row[key] for row in own])) for key in figures})
+    return rows

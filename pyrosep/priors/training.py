@@ -1,0 +1,88 @@
+"""Training priors on recordings of one source alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosep import audio
+from pyrosep.data import Song, ToySource
+from pyrosep.errors import ConfigurationError, DataError
+from pyrosep.priors.gaussian import GaussianPrior, fit_spectrum
+
+__all__ = ["recordings", "toy_recordings", "train_gaussian"]
+
+
+def recordings(songs: Sequence[Song], source: str, sample_rate: int | None = None) -> Iterator[tuple[Tensor, int]]:
+    """Recordings of a source, each ``(channel, time)`` with its rate, one song in memory at a time.
+
+    Arguments:
+        songs: those that lack the source are passed over.
+        source: its name.
+        sample_rate: Hz, to which they are resampled; by default the first song's own.
+
+    Raises:
+        DataError: no song has the source.
+    """
+    having = [song for song in songs if source in song.stems]
+    if not having:
+        there = sorted({name for song in songs for name in song.stems})
+        raise DataError(f"none of {len(songs)} songs has a recording of {source!r}; there are {there}")
+    rate = sample_rate or having[0].sample_rate
+    for song in having:
+        yield audio.resample(song.read_source(source), song.sample_rate, rate), rate
+
+
+def toy_recordings(wave: str, *, size: int = 400, frame: int = 16_384, seed: int = 0) -> Iterator[tuple[Tensor, int]]:
+    """Frames of a toy source as recordings, each ``(1, frame)`` with its rate."""
+    from pyrosep.data.toy import SAMPLE_RATE
+
+    source = ToySource(wave, frame=frame, size=size, seed=seed)
+    for index in range(size):
+        yield source[index].unsqueeze(0), SAMPLE_RATE
+
+
+def train_gaussian(
+    takes: Iterable[tuple[Tensor, int]], *, frame: int = 16_384, window: int = 2048, sigma_min: float = 1e-3
+) -> tuple[GaussianPrior, dict[str, Any]]:
+    """Fit a stationary Gaussian prior to every recording of a source.
+
+    The spectrum is estimated on windows of ``window`` samples that overlap by half (:func:`~pyrosep.fit_spectrum`);
+    recordings count by their length, channels as recordings of their own. Shorter windows smooth the spectrum, which
+    helps where there are few recordings.
+
+    Arguments:
+        takes: recordings ``(channel, time)`` with their rate in Hz, see :func:`recordings`.
+        frame: samples in a frame of the prior.
+        window: samples in a window; the spectrum gets ``window // 2 + 1`` bins.
+        sigma_min: lowest noise level of the prior.
+
+    Returns:
+        the prior, and what it was fitted to: recordings, seconds, level in dB.
+
+    Raises:
+        DataError: there is no recording as long as a window, or all are silent.
+    """
+    if window < 4 or window % 2:
+        raise ConfigurationError(f"window must be an even number of at least 4 samples; got {window}")
+    count, samples, rate = 0, 0, 0
+
+    def windows() -> Iterator[Tensor]:
+        nonlocal count, samples, rate
+        for take, rate in takes:  # noqa: B007
+            count += 1
+            samples += take.shape[-1]
+            if take.shape[-1] >= window:
+                yield take.unfold(-1, window, window // 2)
+
+    spectrum = fit_spectrum(windows())
+    report = {
+        "recordings": count,
+        "seconds": round(samples / rate, 1),
+        "window": window,
+        "level_db": round(10 * torch.log10(spectrum.mean()).item(), 2),
+    }
+    return GaussianPrior(spectrum, frame, sigma_min=sigma_min, sample_rate=rate), report

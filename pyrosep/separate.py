@@ -1,0 +1,335 @@
+"""Separating a mix: posterior mean and standard deviation of its sources, window by window."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosep import audio, mixing
+from pyrosep.diagnostics.summaries import audio_summaries
+from pyrosep.errors import ConfigurationError, DataError, ShapeError
+from pyrosep.infer import MALA, GaussianPosterior, LangevinMCMC, fit_gains
+from pyrosep.priors import GaussianPrior, SourcePrior
+from pyrosep.windows import cross_fade, windows_of
+
+__all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
+
+METHODS = ("langevin", "exact")
+
+#: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
+#: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
+_BATCH_VALUES = {"cpu": 1 << 19, "cuda": 1 << 22}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a mix is separated.
+
+    Attributes:
+        method: ``"langevin"`` (MALA chains) or ``"exact"`` (closed form; Gaussian priors only).
+        chains: chains for each window and channel.
+        draws: draws kept from each chain.
+        warmup: steps before the first draw.
+        segment: seconds in a window; ``None`` for the model's own frame.
+        overlap: share of a window that it has in common with the next, below or equal to a half.
+        gains: ``"mean"``, ``"level"``, ``"fit"``, or one gain a source; ``None`` for the model's own way; see
+            :class:`~pyrosep.priors.ModelInfo`.
+        noise_db: level of the observation noise below the mix's, in dB.
+        seed: of the chains.
+    """
+
+    method: str = "langevin"
+    chains: int = 4
+    draws: int = 100
+    warmup: int = 50
+    segment: float | None = None
+    overlap: float = 0.25
+    gains: str | Sequence[float] | None = None
+    noise_db: float = -60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigurationError(f"method must be one of {METHODS}; got {self.method!r}")
+        for name, least in (("chains", 1), ("draws", 1), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.segment is not None and not self.segment > 0:
+            raise ConfigurationError(f"segment must be a positive number of seconds; got {self.segment}")
+        if not 0 <= self.overlap <= 0.5:
+            raise ConfigurationError(f"overlap must be between 0 and 0.5 of a window; got {self.overlap}")
+        if isinstance(self.gains, str) and self.gains not in ("mean", "level", "fit"):
+            raise ConfigurationError(f"gains must be 'mean', 'level', 'fit' or numbers; got {self.gains!r}")
+        if not self.noise_db < 0:
+            raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What is known of the sources of a mix.
+
+    Attributes:
+        names: of the sources.
+        mean: posterior mean of each source as it is in the mix, ``(source, channel, time)``; they sum to the mix.
+        stddev: posterior standard deviation of each sample, the same shape.
+        gains: of the sources in the mix, ``(source,)``.
+        summaries: of every draw, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; empty for the exact
+            method.
+    """
+
+    names: tuple[str, ...]
+    mean: Tensor
+    stddev: Tensor
+    gains: Tensor
+    summaries: dict[str, np.ndarray]
+
+
+def separate(
+    mix: Tensor,
+    sample_rate: int,
+    priors: Mapping[str, SourcePrior],
+    settings: Settings | None = None,
+    *,
+    progress: Callable[[int], Any] = lambda samples: None,
+) -> Separation:
+    """Separate a mix in memory.
+
+    Arguments:
+        mix: ``(channel, time)``.
+        sample_rate: Hz; it is resampled to the priors' and the sources back.
+        priors: by source; see :func:`~pyrosep.load_priors`.
+        settings: see :class:`Settings`.
+        progress: called with the number of samples finished, as they are.
+
+    Raises:
+        ShapeError: the mix is of another shape.
+        ConfigurationError: settings that the priors can't serve.
+        DataError: the mix is silent.
+
+    Example:
+        >>> from pyrosep import GaussianPrior
+        >>> priors = {
+        ...     "low": GaussianPrior(torch.tensor([1.0, 0.01]), 512, sample_rate=8000),
+        ...     "high": GaussianPrior(torch.tensor([0.01, 1.0]), 512, sample_rate=8000),
+        ... }
+        >>> mix = torch.randn(1, 2000, generator=torch.Generator().manual_seed(0))
+        >>> result = separate(mix, 8000, priors, Settings(method="exact"))
+        >>> result.mean.shape, result.mean.sum(0).allclose(mix, atol=1e-5)
+        (torch.Size([2, 1, 2000]), True)
+    """
+    if mix.ndim != 2 or not mix.shape[1]:
+        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
+    separator = Separator(priors, sample_rate, settings)
+    separator.listen(windows_of(mix, separator.window, separator.window))
+    blocks = []
+    for block in separator.stream(windows_of(mix, separator.window, separator.hop)):
+        blocks.append(block)
+        progress(block.shape[-1])
+    mean, stddev = torch.cat(blocks, -1).unbind(0)
+    return Separation(separator.names, mean, stddev, separator.gains, separator.summaries())
+
+
+class Separator:
+    """Separates one track in two passes over its windows, so that memory does not grow with the track.
+
+    First :meth:`listen` to all of it, for the level of the mix and the gains; then :meth:`stream` gives the sources of
+    consecutive blocks.
+
+    Arguments:
+        priors: by source, all of one sample rate.
+        sample_rate: of the track, Hz.
+        settings: see :class:`Settings`.
+        model_gains: what ``Settings.gains`` of ``None`` stands for.
+    """
+
+    def __init__(
+        self,
+        priors: Mapping[str, SourcePrior],
+        sample_rate: int,
+        settings: Settings | None = None,
+        *,
+        model_gains: str = "level",
+    ) -> None:
+        self.settings = settings or Settings()
+        self.names = tuple(priors)
+        self.sample_rate = sample_rate
+        first = next(iter(priors.values()))
+        rates = {prior.sample_rate for prior in priors.values()}
+        if len(rates) > 1:
+            raise ConfigurationError(f"the priors differ in sample rate: {sorted(map(str, rates))}")
+        self.model_rate = first.sample_rate or sample_rate
+        segment = self.settings.segment or first.time / self.model_rate
+        #: Samples of the track in a window, and from one window to the next.
+        self.window = math.floor(segment * sample_rate)
+        if self.window < 2:
+            raise ConfigurationError(f"a segment of {segment} s has fewer than 2 samples at {sample_rate} Hz")
+        self.overlap = round(self.settings.overlap * self.window)
+        self.hop = self.window - self.overlap
+        #: Samples in a window at the priors' rate.
+        self.frame = math.ceil(self.window * self.model_rate / sample_rate)
+        self.priors = {name: prior.frame(self.frame) for name, prior in priors.items()}
+        #: Where the chains run.
+        self.device = first.sigma.device
+        self._gains_kind = self.settings.gains if self.settings.gains is not None else model_gains
+        if self.settings.method == "exact" and not all(isinstance(p, GaussianPrior) for p in priors.values()):
+            raise ConfigurationError("the exact method needs Gaussian priors; use method 'langevin' for others")
+        self._parts: list[dict[str, np.ndarray]] = []
+        self._heard = False
+
+    # --- first pass -------------------------------------------------------------------------------------------
+
+    def listen(self, windows: Iterable[Tensor]) -> int:
+        """Find level and gains from all windows ``(channel, time)``, end to end; returns the track's length in samples.
+
+        Raises:
+            DataError: the track is silent.
+        """
+        power, weight, total, samples = torch.zeros(self.frame // 2 + 1, dtype=torch.float64), 0.0, 0.0, 0
+        taper = torch.hann_window(self.frame, dtype=torch.float64)
+        taper = taper / taper.square().mean().sqrt()
+        for window in windows:
+            samples += window.shape[-1]
+            total += window.double().square().mean(0).sum().item()
+            share = window.shape[-1] / self.window
+            bins = torch.fft.rfft(self._at_model_rate(window).double() * taper)
+            power += share * bins.abs().square().mean(0) / self.frame
+            weight += share
+        if not total > 0:
+            raise DataError("the mix is silent from beginning to end; there is nothing to separate")
+        level = math.sqrt(total / samples)
+        self._noise = level * 10 ** (self.settings.noise_db / 20)
+        self.gains = self._choose_gains(power / weight, level)
+        self._heard = True
+        return samples
+
+    def _choose_gains(self, power: Tensor, level: float) -> Tensor:
+        kind, count = self._gains_kind, len(self.names)
+        if not isinstance(kind, str):
+            gains = torch.as_tensor(kind, dtype=torch.get_default_dtype())
+            if gains.shape != (count,):
+                raise ConfigurationError(f"expected {count} gains, one for each of {self.names}; got {kind}")
+            return gains
+        if kind == "mean":
+            return torch.full((count,), 1 / count)
+        spectra = [prior.spectrum for prior in self.priors.values()]
+        if any(spectrum is None for spectrum in spectra):
+            raise ConfigurationError(f"gains={kind!r} needs priors that know their spectrum; give the gains as numbers")
+        stacked = torch.stack([cast(Tensor, spectrum).cpu().double() for spectrum in spectra])
+        if kind == "fit":
+            # Far below the loudest band there is nothing but quantisation noise to fit.
+            return fit_gains(stacked, power.clamp(min=power.max() * 1e-8))
+        inner = stacked[:, 1 : (self.frame + 1) // 2].sum(-1) * 2 + stacked[:, 0]
+        return torch.full((count,), level / math.sqrt((inner.sum() / self.frame).item()))
+
+    # --- second pass ------------------------------------------------------------------------------------------
+
+    def stream(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Mean and standard deviation of the sources, in consecutive blocks ``(2, source, channel, time)``.
+
+        Arguments:
+            windows: ``(channel, time)`` of :attr:`window` samples each, :attr:`hop` apart; the last may be shorter.
+        """
+        if not self._heard:
+            raise ConfigurationError("listen to the track before separating it")
+        yield from cross_fade(self._separated(windows), self.overlap)
+
+    def _separated(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
+        for batch in self._batches(windows):
+            lengths = [window.shape[-1] for window in batch]
+            mix = torch.stack([self._padded(window) for window in batch])
+            mean, stddev = self._posterior(torch.stack([self._at_model_rate(window) for window in batch]))
+            mean = self._shared_residual(mix, self._at_track_rate(mean), mean)
+            stddev = torch.nn.functional.interpolate(
+                stddev.flatten(0, 2).unsqueeze(1), self.window, mode="linear", align_corners=False
+            ).reshape(mean.shape)
+            for one, spread, length in zip(mean, stddev, lengths, strict=True):
+                yield torch.stack([one, spread])[..., :length]
+
+    def _batches(self, windows: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        windows = iter(windows)
+        for window in windows:
+            rows = self.settings.chains * window.shape[0]
+            size = max(1, _BATCH_VALUES[self.device.type] // (rows * len(self.names) * self.frame))
+            yield [window, *itertools.islice(windows, size - 1)]
+
+    def _posterior(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation ``(window, source, channel, frame)``, of mixes ``(window, channel, frame)``."""
+        mix = mix.to(self.device)
+        scale = self.gains[:, None, None]
+        if self.settings.method == "exact":
+            posterior = GaussianPosterior(
+                cast("Mapping[str, GaussianPrior]", self.priors), mix, gains=self.gains, noise=self._noise
+            )
+            mean = posterior.mean.transpose(1, 2).cpu()
+            spread = posterior.stddev.cpu()[:, None, None].expand(mean.shape)
+            return mean * scale, spread * scale
+        return self._sampled(mix)
+
+    def _sampled(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+        chains, draws = self.settings.chains, self.settings.draws
+        count, channels, frame = mix.shape
+        model = mixing.linear_mix(self.priors, self.gains, self._noise)
+        # Every window and channel has chains of its own, all of them in one batch.
+        rows = mix.reshape(1, -1, frame).expand(chains, -1, -1).reshape(-1, frame)
+        mcmc = LangevinMCMC(
+            MALA(model, 0.5),
+            num_samples=draws,
+            warmup_steps=self.settings.warmup,
+            num_chains=len(rows),
+            init="mix",
+            seed=self.settings.seed + len(self._parts),
+            disable_progbar=True,
+        )
+        mcmc.run(rows)
+        samples = mcmc.get_samples(group_by_chain=True)
+        stacked = torch.stack([samples[name] for name in self.names], 2) * self.gains[:, None]
+        shape = (chains, count, channels, draws)
+        stacked = stacked.reshape(*shape, len(self.names), frame)
+        found = audio_summaries(stacked.numpy(), self.model_rate)
+        found |= {name: value.reshape(shape).numpy() for name, value in mcmc.sample_stats().items()}
+        self._parts.append({name: np.moveaxis(value, 3, 1) for name, value in found.items()})
+        spread, mean = torch.std_mean(stacked.permute(1, 4, 2, 5, 0, 3).flatten(-2), -1)
+        return mean, spread
+
+    def summaries(self) -> dict[str, np.ndarray]:
+        """The summaries of every draw so far, ``(chain, draw, window, channel, ...)``; empty for the exact method."""
+        if not self._parts:
+            return {}
+        return {name: np.concatenate([part[name] for part in self._parts], 2) for name in self._parts[0]}
+
+    # --- rates ------------------------------------------------------------------------------------------------
+
+    def _padded(self, window: Tensor) -> Tensor:
+        return torch.nn.functional.pad(window, (0, self.window - window.shape[-1]))
+
+    def _at_model_rate(self, window: Tensor) -> Tensor:
+        """A window of the track, padded to full length, at the priors' rate: ``(channel, frame)``."""
+        return audio.resample(self._padded(window), self.sample_rate, self.model_rate)[..., : self.frame]
+
+    def _at_track_rate(self, sources: Tensor) -> Tensor:
+        resampled = audio.resample(sources, self.model_rate, self.sample_rate)[..., : self.window]
+        return torch.nn.functional.pad(resampled, (0, self.window - resampled.shape[-1]))
+
+    def _shared_residual(self, mix: Tensor, mean: Tensor, at_model_rate: Tensor) -> Tensor:
+        """Give what the sources leave of the mix to them, so that they sum to it.
+
+        Arguments:
+            mix: ``(window, channel, time)``.
+            mean: the sources at the track's rate, ``(window, source, channel, time)``.
+            at_model_rate: the same at the priors'.
+
+        What is left is the observation noise and, where the track's rate is higher than the priors', all above the
+        priors' band. Of that the priors know nothing; it is shared in each window as the sources' power in the
+        top octave of the band is.
+        """
+        octave = torch.fft.rfft(at_model_rate)[..., self.frame // 4 :]
+        power = octave.abs().square().sum(-1, keepdim=True) + 1e-12
+        share = power / power.sum(1, keepdim=True)
+        return mean + share * (mix - mean.sum(1)).unsqueeze(1)

@@ -1,0 +1,224 @@
+"""Separating files: tracks in, folders of stems out, each written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyrosep import audio
+from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
+from pyrosep.errors import ConfigurationError, DataError, MissingFileError
+from pyrosep.priors import SourcePrior
+from pyrosep.separate import Separator, Settings
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["AUDIO_SUFFIXES", "find_tracks", "separate_track"]
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
+
+
+def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
+    """Audio files by the name that their folder of stems gets.
+
+    Arguments:
+        inputs: files as they are, and folders with all audio files in them and below. Files of one name get their
+            suffix added, and those of one name and suffix the name of their folder.
+
+    Raises:
+        MissingFileError: an input that is not there.
+        DataError: a folder without any audio file.
+    """
+    files: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.name[0] != ".")
+            if not found:
+                raise DataError(f"{path} holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise MissingFileError(f"no file or folder {path}; check the path")
+    files = list(dict.fromkeys(path.resolve() for path in files))
+    names: dict[str, Path] = {}
+    for naming in (_short, lambda path: path.name, lambda path: f"{path.parent.name} {path.name}", str):
+        pending = [path for path in files if path not in names.values()]
+        labels = [naming(path) for path in pending]
+        names |= {
+            label.replace(os.sep, "_"): path
+            for label, path in zip(labels, pending, strict=True)
+            if labels.count(label) == 1 and label not in names
+        }
+    return {name: path for path in files for name, named in names.items() if named == path}
+
+
+def _short(path: Path) -> str:
+    return path.name.removesuffix(".stem.mp4") if path.name.endswith(".stem.mp4") else path.stem
+
+
+def separate_track(
+    path: Path,
+    folder: Path,
+    priors: Mapping[str, SourcePrior],
+    settings: Settings,
+    *,
+    model_name: str,
+    model_gains: str = "level",
+    overwrite: bool = False,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Separate one file into ``folder``, window by window; memory does not grow with its length.
+
+    Writes ``{source}.wav`` and ``{source}.std.wav`` (float32, at the file's rate and with its channels), ``run.json``, and for
+    chains ``posterior.nc`` with the summaries of every draw. The folder appears when all of it is written.
+
+    Arguments:
+        path: of the file.
+        folder: of this track.
+        priors: by source.
+        settings: see :class:`~pyrosep.Settings`.
+        model_name: recorded in ``run.json``.
+        model_gains: see :class:`~pyrosep.Separator`.
+        overwrite: do it again although it is there.
+        progress: called with the samples done, and all.
+
+    Returns:
+        what ``run.json`` holds; with ``"skipped": True`` where the track was finished before with the same settings.
+
+    Raises:
+        AudioError, MissingFileError: the file can't be read.
+        ConfigurationError: the folder holds something else, or the same track with other settings, and ``overwrite`` is
+            false.
+    """
+    identity = {"model": model_name, "input": str(path), "settings": asdict(settings)}
+    if folder.exists() and not overwrite:
+        return _finished(folder, identity)
+    started = time.perf_counter()
+    about = audio.info(path)
+    separator = Separator(priors, about.sample_rate, settings, model_gains=model_gains)
+    total = separator.listen(audio.blocks(path, separator.window))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:80]}-"))
+    try:
+        _write_stems(beside, path, separator, about, total, progress)
+        report = identity | _report(separator, about, total, time.perf_counter() - started)
+        if summaries := separator.summaries():
+            idata = _inference_data(separator, summaries)
+            report["diagnostics"] = _diagnose(idata)
+            idata.to_netcdf(str(beside / "posterior.nc"), engine="h5netcdf")
+        (beside / "run.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.chmod(0o755)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return report
+
+
+def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    try:
+        report = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigurationError(
+            f"{folder} is there already and holds no finished track; move it away, or use --overwrite"
+        ) from None
+    expected = json.loads(json.dumps(identity))
+    if differs := [key for key, value in expected.items() if report.get(key) != value]:
+        raise ConfigurationError(
+            f"{folder} holds a track that was separated with another {', '.join(differs)}; use --overwrite, or "
+            "another output folder"
+        )
+    return report | {"skipped": True}
+
+
+def _write_stems(
+    folder: Path,
+    path: Path,
+    separator: Separator,
+    about: audio.AudioInfo,
+    total: int,
+    progress: Callable[[int, int], Any],
+) -> None:
+    with contextlib.ExitStack() as stack:
+        writers = [
+            [
+                stack.enter_context(audio.Writer(folder / f"{name}{kind}.wav", about.sample_rate, about.channels))
+                for name in separator.names
+            ]
+            for kind in ("", ".std")
+        ]
+        done = 0
+        for block in separator.stream(audio.blocks(path, separator.window, hop=separator.hop)):
+            for row, values in zip(writers, block, strict=True):
+                for writer, samples in zip(row, values, strict=True):
+                    writer.write(samples)
+            done += block.shape[-1]
+            progress(done, total)
+
+
+def _report(separator: Separator, about: audio.AudioInfo, total: int, seconds: float) -> dict[str, Any]:
+    from pyrosep import __version__
+
+    duration = total / about.sample_rate
+    return {
+        "pyrosep": __version__,
+        "torch": torch.__version__,
+        "device": str(separator.device),
+        "sample_rate": about.sample_rate,
+        "channels": about.channels,
+        "seconds": round(duration, 3),
+        "gains": dict(zip(separator.names, [round(gain, 6) for gain in separator.gains.tolist()], strict=True)),
+        "wall_seconds": round(seconds, 2),
+        "real_time_factor": round(seconds / duration, 2),
+    }
+
+
+def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> arviz.InferenceData:
+    import arviz
+
+    posterior = {name: summaries[name].astype(np.float32) for name in ("energy_db", "band_db", "projection")}
+    stats = {name: summaries[name] for name in ("lp", "acceptance_rate", "step_size", "residual")}
+    bands = [f"{edge:.0f} Hz+" for edge in BAND_EDGES[: posterior["band_db"].shape[-1]]]
+    lead = ["window", "channel"]
+    return arviz.from_dict(
+        posterior=posterior,
+        sample_stats=stats,
+        coords={"source": list(separator.names), "band": bands},
+        dims={
+            "energy_db": [*lead, "source"],
+            "band_db": [*lead, "source", "band"],
+            "projection": [*lead, "source", "direction"],
+            **dict.fromkeys(stats, lead),
+        },
+        attrs={"inference_library": "pyrosep", "window_seconds": separator.hop / separator.sample_rate},
+    )
+
+
+def _diagnose(idata: arviz.InferenceData) -> dict[str, Any]:
+    """R-hat and ESS at their worst; none where there are too few draws to tell."""
+    try:
+        table = summarize(idata)
+    except DataError as error:
+        return {"verdict": str(error)}
+    return {
+        "max_r_hat": round(float(table["r_hat"].max()), 4),
+        "min_ess_bulk": round(float(table["ess_bulk"].min()), 1),
+        "min_ess_tail": round(float(table["ess_tail"].min()), 1),
+        "summaries": len(table),
+        "verdict": verdict(table),
+    }
