@@ -1,4 +1,4 @@
-"""Bayesian musical source separation in Pyro: a prior per source, a mix as a Pyro model, the posterior of the sources."""
+"""Bayesian musical source separation in Pyro: a prior for each source, the mix as a model, samples of the sources."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyrosep.errors import CheckpointError, MissingFileError
@@ -33,11 +34,16 @@ def save_weights(folder: str | os.PathLike[str], config: Mapping[str, Any], tens
         beside = Path(scratch)
         (beside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if tensors:
-            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            contiguous = {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            }
             save_file(contiguous, beside / TENSORS)
             (beside / TENSORS).chmod(0o644)
             shutil.move(beside / TENSORS, target / TENSORS)
         shutil.move(beside / CONFIG, target / CONFIG)
+        if not tensors:
+            (target / TENSORS).unlink(missing_ok=True)
 
 
 def load_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -176,8 +176,8 @@ def demo(
         run = result["run"]
         figures = run["diagnostics"]
         console.print(
-            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {chains} chains of {draws} draws on each of "
-            f"the windows.\nOver {figures['summaries']} summaries of the audio, R-hat is at most "
+            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {chains} chains of {draws} draws "
+            f"on each of the windows.\nOver {figures['summaries']} summaries of the audio, R-hat is at most "
             f"{figures['max_r_hat']:.3f}, bulk ESS at least {figures['min_ess_bulk']:.0f}, tail ESS at least "
             f"{figures['min_ess_tail']:.0f}.\nThe stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
             f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}",

@@ -27,7 +27,8 @@ STREAMS = ("drums", "bass", "other", "vocals")
 
 
 def demo_song() -> tuple[Tensor, dict[str, Tensor], int]:
-    """ "The Easton Ellises - Falcon 69", which comes with stempeg: mix ``(channel, time)``, stems by name, and rate in Hz.
+    """ "The Easton Ellises - Falcon 69", which comes with stempeg: mix ``(channel, time)``, stems by name, and rate
+    in Hz.
 
     The mix is the sum of the stems. Reading it needs neither stempeg's code nor the ffmpeg program.
 
@@ -53,8 +54,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Separate the song by Langevin chains into ``out``, and score it beside the mix and the exact posterior mean.
 
-    Writes the stems (``out/MODEL/falcon69``), ``mix.wav`` and ``demo.png``: spectrograms of the mix, the true stems, the
-    estimates and their standard deviations.
+    Writes the stems (``out/MODEL/falcon69``), ``mix.wav`` and ``demo.png``: spectrograms of the mix, the true stems,
+    the estimates and their standard deviations.
 
     Returns:
         ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``picture``: its path.

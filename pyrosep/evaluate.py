@@ -82,8 +82,8 @@ def evaluate(
     Arguments:
         references: mixes whose sources have the priors' names.
         priors: by source.
-        methods: see :data:`~pyrosep.separate.METHODS`. The mix itself as the estimate of every source, method ``"mix"``, is
-            always scored too.
+        methods: see :data:`~pyrosep.separate.METHODS`. The mix itself as the estimate of every source, method
+            ``"mix"``, is always scored too.
         settings: of the separation; their ``method`` is passed over.
         bss: add BSS Eval v4 (SDR, SIR, SAR, ISR: medians over seconds), by museval.
         on_reference: called after each.

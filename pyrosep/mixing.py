@@ -48,7 +48,7 @@ def mean_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01) -> Model:
         >>> mix.shape
         torch.Size([512])
     """
-    return linear_mix(priors, gains=[1 / len(priors)] * len(priors), noise=noise)
+    return linear_mix(priors, gains=[1 / max(1, len(priors))] * len(priors), noise=noise)
 
 
 def linear_mix(
@@ -62,6 +62,8 @@ def linear_mix(
         noise: standard deviation of the observation noise.
     """
     _check_noise(noise)
+    if not priors:
+        raise ConfigurationError("a mix needs at least one source; got no priors")
     weights = torch.ones(len(priors)) if gains is None else torch.as_tensor(gains, dtype=torch.get_default_dtype())
     if weights.shape != (len(priors),):
         raise ShapeError(
@@ -87,6 +89,8 @@ def unknown_gains_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01, sp
         spread_db: standard deviation of the gains in dB.
     """
     _check_noise(noise)
+    if not spread_db > 0:
+        raise ConfigurationError(f"spread_db must be positive; got {spread_db!r}")
     scale = spread_db / 20 * math.log(10)
 
     def model(mix: Tensor | None = None) -> Tensor:
@@ -122,7 +126,8 @@ def panned_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01) -> Model:
 
 
 def soft_clipped_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01, drive: float = 1.0) -> Model:
-    r"""A sum driven into a soft clipper, :math:`m = \tanh(g \sum_k s_k) / g + \lambda^{-1/2}\epsilon`; ``mix`` is ``(..., time)``.
+    r"""A sum driven into a soft clipper, :math:`m = \tanh(g \sum_k s_k) / g + \lambda^{-1/2}\epsilon`; ``mix`` is
+    ``(..., time)``.
 
     Arguments:
         priors: by source.

@@ -80,8 +80,8 @@ class Separation:
         mean: posterior mean of each source as it is in the mix, ``(source, channel, time)``; they sum to the mix.
         stddev: posterior standard deviation of each sample, the same shape.
         gains: of the sources in the mix, ``(source,)``.
-        summaries: of every draw, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; empty for the exact
-            method.
+        summaries: of every draw, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; empty for the
+            exact method.
     """
 
     names: tuple[str, ...]

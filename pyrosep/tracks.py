@@ -83,7 +83,8 @@ def separate_track(
 ) -> dict[str, Any]:
     """Separate one file into ``folder``, window by window; memory does not grow with its length.
 
-    Writes ``{source}.wav`` and ``{source}.std.wav`` (float32, at the file's rate and with its channels), ``run.json``, and for
+    Writes ``{source}.wav`` and ``{source}.std.wav`` (float32, at the file's rate and with its channels),
+    ``run.json``, and for
     chains ``posterior.nc`` with the summaries of every draw. The folder appears when all of it is written.
 
     Arguments:

@@ -34,8 +34,8 @@ def windows_of(samples: Tensor, window: int, hop: int) -> Iterator[Tensor]:
 def cross_fade(windows: Iterable[Tensor], overlap: int) -> Iterator[Tensor]:
     """Join windows ``(..., time)`` that overlap by ``overlap`` samples into consecutive blocks.
 
-    Every window but a single one must be longer than the overlap. The weights of two windows sum to one where they meet,
-    so that windows of one signal give the signal back. Holds no more than one window at a time.
+    Every window but a single one must be longer than the overlap. The weights of two windows sum to one where they
+    meet, so that windows of one signal give the signal back. Holds no more than one window at a time.
 
     Example:
         >>> signal = torch.arange(10.0)

@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
+import scipy.stats
 import torch
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -23,6 +25,43 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture
+def double():
+    """Double precision by default, where a test compares with a closed form to rounding."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+#: How often a test of a right sampler would fail, were its seed not fixed.
+FALSE_ALARM = 1e-4
+
+
+@pytest.fixture
+def agree():
+    """Estimates agree with what is expected, at a false-alarm rate of 1e-4 over all elements together (Bonferroni)."""
+
+    def check(estimate, expected, stderr):
+        estimate, expected, stderr = (np.asarray(value, dtype=float) for value in (estimate, expected, stderr))
+        distance = np.abs(estimate - expected)
+        limit = scipy.stats.norm.isf(FALSE_ALARM / (2 * distance.size)) * stderr
+        assert (distance <= limit).all(), f"off by {np.nanmax(distance / stderr):.1f} standard errors"
+
+    return check
+
+
+@pytest.fixture
+def mean_agrees(agree):
+    """The mean of independent draws, along the first axis, agrees with what is expected: see `agree`."""
+
+    def check(draws, expected):
+        draws = np.asarray(draws, dtype=float)
+        agree(draws.mean(0), expected, draws.std(0, ddof=1) / np.sqrt(len(draws)))
+
+    return check
 
 
 @pytest.fixture(scope="session")

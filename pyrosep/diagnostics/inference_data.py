@@ -31,8 +31,8 @@ def to_inference_data(
     """The draws of a run as an ArviZ ``InferenceData``.
 
     Groups:
-        - ``posterior``: ``sources`` with dims ``(chain, draw, source, time)``, coordinates the sites' names and seconds;
-          every other latent site under its own name.
+        - ``posterior``: ``sources`` with dims ``(chain, draw, source, time)``, coordinates the sites' names and
+          seconds; every other latent site under its own name.
         - ``sample_stats`` (of :class:`~pyrosep.LangevinMCMC`): ``lp`` in nats, ``acceptance_rate``, ``step_size``,
           ``residual``.
         - ``observed_data``: the mix, with ``time`` last.
@@ -48,6 +48,8 @@ def to_inference_data(
     """
     import arviz
 
+    if isinstance(mcmc, LangevinMCMC) and not hasattr(mcmc, "potential"):
+        raise ConfigurationError("expected a run; call mcmc.run(...) first")
     potential = mcmc.potential if isinstance(mcmc, LangevinMCMC) else _potential(mcmc)
     draws = mcmc.get_samples(group_by_chain=True)
     names = [name for name in potential.priors if name in draws]

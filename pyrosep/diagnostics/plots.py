@@ -88,7 +88,7 @@ def _plot_log_joint(idata: arviz.InferenceData) -> None:
     lp = idata.sample_stats["lp"]
     if lp.ndim > 2:
         lp = lp.sum([dim for dim in lp.dims if dim not in ("chain", "draw")])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 1), sharey=True)
+    _, (left, right) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 1), sharey=True)
     for chain in lp.coords["chain"].values:
         values = lp.sel(chain=chain).values
         left.plot(values, label=f"chain {chain}", linewidth=0.8)

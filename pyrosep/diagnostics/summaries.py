@@ -29,9 +29,9 @@ def audio_summaries(
     """Scalars of draws of sources ``(..., source, time)``.
 
     Returns:
-        ``energy_db`` ``(..., source)``: mean power in dB; ``band_db`` ``(..., source, band)``: the power in each band of
-        :data:`BAND_EDGES`; ``projection`` ``(..., source, projection)``: inner products with fixed random directions of unit
-        length, which see phase and shape where the others see only level.
+        ``energy_db`` ``(..., source)``: mean power in dB; ``band_db`` ``(..., source, band)``: the power in each
+        band of :data:`BAND_EDGES`; ``projection`` ``(..., source, direction)``: inner products with fixed random
+        directions of unit length, which see phase and shape where the others see only level.
     """
     time = sources.shape[-1]
     # Torch's transform takes a quarter of NumPy's time.
@@ -61,8 +61,8 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
     many, and each by itself says little.
 
     Arguments:
-        idata: from :func:`~pyrosep.to_inference_data`, or from the ``posterior.nc`` of a separated track, which holds the
-            summaries already.
+        idata: from :func:`~pyrosep.to_inference_data`, or from the ``posterior.nc`` of a separated track, which holds
+            the summaries already.
 
     Raises:
         DataError: there are fewer than four draws a chain, too few for R-hat and ESS.
@@ -91,7 +91,7 @@ def summary_dataset(idata: arviz.InferenceData) -> xarray.Dataset:
         found = audio_summaries(sources.values, rate)
         bands = [f"{edge:.0f} Hz+" for edge in BAND_EDGES[: found["band_db"].shape[-1]]]
         coords = {name: sources.coords[name] for name in lead if name in sources.coords}
-        for name, axis in (("energy_db", None), ("band_db", "band"), ("projection", "projection")):
+        for name, axis in (("energy_db", None), ("band_db", "band"), ("projection", "direction")):
             own = coords | ({"band": bands} if axis == "band" else {})
             dims = lead if axis is None else (*lead, axis)
             dataset[name] = xarray.DataArray(found[name], dims=dims, coords=own)
@@ -104,14 +104,17 @@ def summary_dataset(idata: arviz.InferenceData) -> xarray.Dataset:
 
 def verdict(table: pandas.DataFrame) -> str:
     """In words, whether the chains of a :func:`summarize` table agree."""
+    if not np.isfinite(table["r_hat"]).any():
+        return f"R-hat can't be told from one chain or from constant draws: {len(table)} summaries"
     worst, fewest = table["r_hat"].idxmax(), table["ess_bulk"].idxmin()
     r_hat, ess = float(table["r_hat"].max()), float(table["ess_bulk"].min())
     figures = f"largest R-hat {r_hat:.3f} ({worst}), smallest bulk ESS {ess:.0f} ({fewest}), {len(table)} summaries"
-    if not np.isfinite(r_hat):
-        return f"R-hat can't be told from one chain or from constant draws: {figures}"
+    if constant := int(table["r_hat"].isna().sum()):
+        figures += f", {constant} of them constant and not judged"
     if r_hat > R_HAT_LIMIT:
         bad = int((table["r_hat"] > R_HAT_LIMIT).sum())
-        return f"the chains disagree on {bad} of {len(table)} summaries; run them longer, or look for several modes: {figures}"
+        advice = "run them longer, or look for several modes"
+        return f"the chains disagree on {bad} of {len(table)} summaries; {advice}: {figures}"
     if ess < ESS_LIMIT:
         return f"the chains agree, but there are few independent draws: {figures}"
     return f"the chains agree: {figures}"

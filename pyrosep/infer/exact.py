@@ -44,6 +44,10 @@ class GaussianPosterior:
         self.mix = mix
         self.power = torch.stack([prior.variance(mix) for prior in priors.values()])  # (source, bins)
         gains = torch.ones(len(priors)) if gains is None else torch.as_tensor(gains)
+        if gains.shape != (len(priors),):
+            raise ShapeError(
+                f"expected {len(priors)} gains, one for each of {list(priors)}; got shape {tuple(gains.shape)}"
+            )
         self.gains = gains.to(mix)
         weighted = self.gains.unsqueeze(-1) * self.power
         total = (self.gains.unsqueeze(-1) * weighted).sum(0) + noise**2
@@ -59,8 +63,10 @@ class GaussianPosterior:
     @property
     def spectral_covariance(self) -> Tensor:
         """Covariance over the sources at each frequency, ``(bins, source, source)``."""
-        outer = self._weighted.mT.unsqueeze(-1) * self._weighted.mT.unsqueeze(-2)
-        return torch.diag_embed(self.power.mT) - outer / self._total[:, None, None]
+        # In double precision: where one source is all of the mix, the difference is small beside its terms.
+        weighted, total = self._weighted.mT.double(), self._total.double()
+        outer = weighted.unsqueeze(-1) * weighted.unsqueeze(-2)
+        return (torch.diag_embed(self.power.mT.double()) - outer / total[:, None, None]).to(self.power)
 
     @property
     def stddev(self) -> Tensor:

@@ -20,10 +20,10 @@ def fit_gains(spectra: Tensor, power: Tensor, *, spread_db: float = 6.0, bands: 
     .. math:: -\tfrac12 \sum_f w_f \Big[\log V_f + \frac{Q_f}{V_f}\Big] - \sum_k \frac{(\log a_k / a_0)^2}{2 \tau^2},
               \qquad V_f = \sum_k a_k^2 P_k(f)
 
-    with :math:`Q` the mix's power and :math:`a_0` the one gain that gives all sources the mix's level. A song's spectrum differs
-    from the mean one of its source in broad strokes, so its bins are no independent observations of the gain: the weights
-    :math:`w_f \propto 1/f` give every octave the same say and sum to ``bands`` observations. Without that the fit mutes
-    a source to mend small differences of shape.
+    with :math:`Q` the mix's power and :math:`a_0` the one gain that gives all sources the mix's level. A song's
+    spectrum differs from the mean one of its source in broad strokes, so its bins are no independent observations of
+    the gain: the weights :math:`w_f \propto 1/f` give every octave the same say and sum to ``bands`` observations.
+    Without that the fit mutes a source to mend small differences of shape.
 
     Arguments:
         spectra: of the sources, ``(source, bins)``, on an even grid from 0 Hz.

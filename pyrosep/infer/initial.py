@@ -26,9 +26,9 @@ def initial_values(potential: Potential, init: Initial) -> Values:
         init: one of
 
             - ``"prior"``: a draw of every site from the prior;
-            - ``"mix"``: every source starts at the same multiple of the observed mix, the one that explains the mix best
-              when all sources are equal (a third of it for the sum of three, the mix itself for a mean); other sites
-              from the prior;
+            - ``"mix"``: every source starts at the same multiple of the observed mix, the one that explains the mix
+              best when all sources are equal (a third of it for the sum of three, the mix itself for a mean); other
+              sites from the prior;
             - a mapping from sites to values in the model's own space, with the chains in front or without (all chains
               then start there); sites it leaves out start from the prior;
             - a Pyro guide, called with the model's arguments under the chains' plate.

@@ -31,6 +31,8 @@ class LangevinState:
     z: Values
     energy: Tensor
     white_gradient: Values
+    #: Relative residual of the observations there, if they have a mean.
+    residual: Tensor | None = None
 
     def is_finite(self) -> Tensor:
         """Whether energy and gradient are finite, chain by chain."""
@@ -50,6 +52,7 @@ class LangevinState:
             {name: choose(self.z[name], other.z[name]) for name in self.z},
             choose(self.energy, other.energy),
             {name: choose(value, other.white_gradient[name]) for name, value in self.white_gradient.items()},
+            None if self.residual is None or other.residual is None else choose(self.residual, other.residual),
         )
 
 
@@ -116,7 +119,7 @@ class LangevinKernel(MCMCKernel):
 
     def logging(self) -> OrderedDict[str, str]:
         report = OrderedDict([("step", f"{self.step_size:.2e}"), ("acc", f"{float(self.mean_accept_prob):.2f}")])
-        residual = self.potential.residual()
+        residual = self.state.residual
         if residual is not None:
             report["residual"] = f"{20 * torch.log10(residual).median().item():.1f} dB"
         return report
@@ -161,7 +164,7 @@ class LangevinKernel(MCMCKernel):
     def evaluate(self, z: Values) -> LangevinState:
         """Energy and whitened gradient at ``z``."""
         energy, gradient = self.potential.value_and_grad(z)
-        return LangevinState(z, energy, self.preconditioner.whiten_gradient(gradient))
+        return LangevinState(z, energy, self.preconditioner.whiten_gradient(gradient), self.potential.residual())
 
     # --- for the kernels --------------------------------------------------------------------------------------
 

@@ -16,6 +16,9 @@ from pyrosep.infer.preconditioner import Preconditioner
 
 __all__ = ["MALA"]
 
+#: Dual averaging starts with steps that are far too large; a shorter warm-up would end on one of them.
+MIN_ADAPTATION = 20
+
 
 class MALA(LangevinKernel):
     r"""Langevin dynamics whose steps are proposals, accepted so that the target is exact.
@@ -26,8 +29,8 @@ class MALA(LangevinKernel):
     with :math:`\epsilon'` the noise that would lead back. Two proposals differ in :math:`c`:
 
     - ``"euler"``, :math:`c^2 = 2\eta`: the Euler step of the Langevin equation (Roberts & Tweedie, 1996).
-    - ``"ornstein-uhlenbeck"`` (default), :math:`c^2 = \eta(2 - \eta)`: the step that is exact where :math:`U` is quadratic with
-      Hessian :math:`M^{-1}`, a preconditioned Crank-Nicolson move about the Newton point
+    - ``"ornstein-uhlenbeck"`` (default), :math:`c^2 = \eta(2 - \eta)`: the step that is exact where :math:`U` is
+      quadratic with Hessian :math:`M^{-1}`, a preconditioned Crank-Nicolson move about the Newton point
       :math:`z - M \nabla U(z)` (Cotter et al., 2013). Its acceptance does not fall with the number of dimensions
       there, and it equals the Euler step for small :math:`\eta`. It needs :math:`\eta \le 1`.
 
@@ -36,7 +39,8 @@ class MALA(LangevinKernel):
         step_size: :math:`\eta`; the first guess, where it is adapted.
         proposal: ``"euler"`` or ``"ornstein-uhlenbeck"``.
         adapt_step_size: in warm-up, by dual averaging towards ``target_accept_prob`` on the mean over the chains
-            (Nesterov, 2009; Hoffman & Gelman, 2014); fixed after.
+            (Nesterov, 2009; Hoffman & Gelman, 2014); fixed after, and from the start where warm-up has fewer than 20
+            steps.
         target_accept_prob: 0.574 is optimal in high dimension (Roberts & Rosenthal, 1998).
         preconditioner: see :class:`~pyrosep.infer.kernel.LangevinKernel`.
     """
@@ -104,7 +108,7 @@ class MALA(LangevinKernel):
         accept_prob = torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
         accepted = torch.rand_like(accept_prob) < accept_prob
         self._record_acceptance(accept_prob)
-        if self.warming_up and self.adapt_step_size:
+        if self.warming_up and self.adapt_step_size and self.warmup_steps >= MIN_ADAPTATION:
             self._adapt(float(accept_prob.mean()))
         return proposed.where(accepted, state)
 

@@ -30,8 +30,8 @@ class LangevinMCMC(AbstractMCMC):
     """Runs many chains of a Langevin kernel as one batch on one device.
 
     The model runs once for all chains, inside an outer plate, so it must be written for leading batch axes; that the
-    chains don't meet is checked once (:meth:`~pyrosep.infer.Potential.check_independence`). Each chain may have a mix of its
-    own: give the model a mix of shape ``(chains, ..., time)``.
+    chains don't meet is checked once (:meth:`~pyrosep.infer.Potential.check_independence`). Each chain may have a mix
+    of its own: give the model a mix of shape ``(chains, ..., time)``.
 
     Only every ``thinning``-th draw is kept, and kept in host memory, so that the device holds the current state alone.
 
@@ -144,7 +144,7 @@ class LangevinMCMC(AbstractMCMC):
         self._stats["lp"][:, draw] = -kernel.state.energy.to("cpu", torch.float64)
         self._stats["acceptance_rate"][:, draw] = kernel.accept_prob.to("cpu", torch.float64)
         self._stats["step_size"][:, draw] = kernel.step_size
-        residual = self.potential.residual()
+        residual = kernel.state.residual
         if residual is not None:
             self._stats["residual"][:, draw] = residual.to("cpu", torch.float64)
 

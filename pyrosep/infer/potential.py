@@ -245,7 +245,7 @@ class Potential:
                 leaks |= {
                     name
                     for name, gradient in zip(leaves, gradients, strict=True)
-                    if not bool((gradient[~inside.to(gradient.device)] == 0).all())
+                    if bool(gradient[~inside.to(gradient.device)].nan_to_num(0.0).any())
                 }
         if leaks:
             names = ", ".join(repr(name) for name in z if name in leaks)

@@ -29,7 +29,8 @@ def polynomial_decay(initial: float, *, delay: float = 10.0, power: float = 0.55
 
 
 def cyclical(initial: float, *, period: int) -> Schedule:
-    r""":math:`\eta_t = \tfrac{\eta_0}{2}[\cos(\pi (t \bmod P) / P) + 1]`, anew every :math:`P` steps (Zhang et al., 2020).
+    r""":math:`\eta_t = \tfrac{\eta_0}{2}[\cos(\pi (t \bmod P) / P) + 1]`, anew every :math:`P` steps (Zhang et al.,
+    2020).
 
     Example:
         >>> schedule = cyclical(0.2, period=100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -34,7 +34,7 @@ class SourcePrior(TorchDistribution):
         sample_rate: Hz, or ``None`` where the prior does not know.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     #: Whether :meth:`log_prob` is a density, or a number that only has a density's gradient.
     has_density: bool = True
@@ -123,6 +123,7 @@ class SourcePrior(TorchDistribution):
         Its gradient in ``value`` is :meth:`score`, found in the same pass.
         """
         self._check_time(value)
+        value = value.expand(*torch.broadcast_shapes(self.batch_shape, value.shape[:-1]), self.time)
         if torch.is_grad_enabled() and value.requires_grad:
             return _LogProbWithScore.apply(value, self)
         return self._log_prob(value)

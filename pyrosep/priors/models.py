@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.checkpoint import load_weights, save_weights
-from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, UnknownModelError
+from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.gaussian import GaussianPrior
 from pyrosep.priors.oscillator import OscillatorPrior
@@ -61,12 +61,17 @@ def _gaussian(source: Config, tensors: dict[str, Tensor], frame: int, sample_rat
 
 
 def _oscillator_weights(prior: OscillatorPrior) -> tuple[Config, dict[str, Tensor]]:
-    return {"wave": prior.wave, "sigma_min": prior.sigma_min, "amplitude": list(prior.amplitude)}, {}
+    config: Config = {"wave": prior.wave, "sigma_min": prior.sigma_min, "amplitude": list(prior.amplitude)}
+    if not prior.default_periods:
+        config["periods"] = list(prior.periods)
+    return config, {}
 
 
 def _oscillator(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
     low, high = source["amplitude"]
-    return OscillatorPrior(source["wave"], frame, sigma_min=source["sigma_min"], amplitude=(low, high))
+    return OscillatorPrior(
+        source["wave"], frame, sigma_min=source["sigma_min"], amplitude=(low, high), periods=source.get("periods")
+    )
 
 
 #: Family name: its class, what of a prior goes to disk, and a prior from that.
@@ -124,9 +129,15 @@ def load_priors(
     for name in chosen:
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         try:
-            prior = build(config["priors"][name], own, frame or info.frame, info.sample_rate)
+            prior = build(config["priors"][name], own, info.frame if frame is None else frame, info.sample_rate)
         except KeyError as error:
             raise CheckpointError(f"model {info.name!r} lacks {error} for source {name!r}; train it again") from error
+        except PyrosepError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"model {info.name!r} has a wrong value for source {name!r} ({error}); train it again"
+            ) from error
         priors[name] = prior.to(device)
     return priors
 
@@ -177,8 +188,8 @@ def save_priors(
         old, config_before, tensors = _open(folder)
         if (old.family, old.sample_rate, old.frame) != (family, sample_rate, frame):
             raise ConfigurationError(
-                f"{folder} holds {old.family} priors at {old.sample_rate} Hz and {old.frame} samples; these are {family} "
-                f"at {sample_rate} Hz and {frame}: write them to another folder"
+                f"{folder} holds {old.family} priors at {old.sample_rate} Hz and {old.frame} samples; these are "
+                f"{family} at {sample_rate} Hz and {frame}: write them to another folder"
             )
         config = config_before | {"gains": gains} | ({"summary": summary} if summary else {})
     for name, prior in priors.items():
@@ -200,7 +211,9 @@ def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, T
             f"no model {str(model)!r}: expected one that ships ({', '.join(names)}) or a folder that train-prior wrote"
         ) from None
     missing = [key for key in ("family", "sample_rate", "frame", "priors") if key not in config]
-    if missing or config["family"] not in _FAMILIES:
+    if not missing and not isinstance(config["priors"], dict):
+        raise CheckpointError(f"{folder / 'config.json'} is not a model's: expected priors by source")
+    if missing or config["family"] not in list(_FAMILIES):
         raise CheckpointError(
             f"{folder / 'config.json'} is not a model's: "
             + (f"it lacks {missing}" if missing else f"family {config['family']!r} is none of {list(_FAMILIES)}")

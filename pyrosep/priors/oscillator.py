@@ -71,6 +71,7 @@ class OscillatorPrior(SourcePrior):
         self.tables: _Tables
         self.wave = wave
         self.amplitude = (float(amplitude[0]), float(amplitude[1]))
+        self.default_periods = periods is None
         if periods is None:
             lengths, weights = period_prior()
             self.periods, self.weights = tuple(int(p) for p in lengths), tuple(float(w) for w in weights)
@@ -105,14 +106,14 @@ class OscillatorPrior(SourcePrior):
         return self._in_parts(value, lambda x, sigma: self._mean(self._posterior(x, sigma)))
 
     def _in_parts(self, value: Tensor, function: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """A function of frames ``(n, time)`` and levels ``(n, 1)`` in double precision, a part of the batch at a time."""
+        """A function of frames ``(n, time)`` and levels ``(n, 1)``, double precision, a part of the batch at a time."""
         batch = torch.broadcast_shapes(value.shape[:-1], self.sigma.shape)
         x = value.double().expand(*batch, self.time).reshape(-1, self.time)
         sigma = self._level(x).expand(*batch, 1).reshape(-1, 1)
         size = max(1, _CHUNK // max(self.time, sum(self.periods)))
         parts = [function(a, b) for a, b in zip(x.split(size), sigma.split(size), strict=True)]
         out = torch.cat(parts)
-        return out.reshape(*batch, *out.shape[1:]).to(dtype or value.dtype)
+        return out.reshape((*batch, *out.shape[1:])).to(dtype or value.dtype)
 
     def _posterior(self, x: Tensor, sigma: Tensor) -> _Posterior:
         """What a frame says of period, phase and amplitude; frames ``(n, time)``, levels ``(n, 1)``."""
@@ -235,7 +236,7 @@ class _Group(nn.Module):
         return self.energy.numel()
 
     def fold(self, x: Tensor) -> Tensor:
-        """Sum the frame's samples that are a whole number of periods apart: ``(n, time)`` to ``(n, periods, phases)``."""
+        """Sum samples that are a whole number of periods apart: ``(n, time)`` to ``(n, periods, phases)``."""
         rows = []
         for period in self.periods:
             repeats = x.shape[-1] // period
@@ -323,7 +324,8 @@ def _tables(wave: str, periods: tuple[int, ...], weights: tuple[float, ...], tim
 def _log_mass(best: Tensor, width: Tensor, low: float, high: float | Tensor) -> tuple[Tensor, Tensor]:
     r"""The mass of a normal of mean ``best`` and deviation ``width`` on [low, high], not normalised.
 
-    Returns :math:`\log \int e^{-(a - \mu)^2 / 2\tau^2 + t^2 / 2} da` and :math:`t`, the distance of the range from the mean in
+    Returns :math:`\log \int e^{-(a - \mu)^2 / 2\tau^2 + t^2 / 2} da` and :math:`t`, the distance of the range from
+    the mean in
     units of the deviation. By the symmetry about the middle of the range, only the distances to its nearer and farther
     end count; scaled error functions keep far tails exact.
     """

@@ -1,0 +1,293 @@
+"""From chains to ArviZ, tables and pictures."""
+
+import arviz
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import HMC, MCMC
+
+from pyrosep import MALA, SGLD, GaussianPrior, LangevinMCMC
+from pyrosep.diagnostics import (
+    audio_summaries,
+    plot_diagnostics,
+    plot_spectrograms,
+    read_netcdf,
+    summarize,
+    to_inference_data,
+    verdict,
+    write_netcdf,
+)
+from pyrosep.errors import ConfigurationError, DataError, MissingFileError
+from pyrosep.infer import ChainWarning
+from pyrosep.mixing import linear_mix, panned_mix, unknown_gains_mix
+
+TIME, RATE = 16, 8000
+
+
+@pytest.fixture
+def priors():
+    return {
+        name: GaussianPrior(torch.tensor(spectrum), TIME, sample_rate=RATE)
+        for name, spectrum in {"bass": [2.0, 0.5], "drums": [0.5, 1.0]}.items()
+    }
+
+
+def run(model, mix, num_samples=6, num_chains=3, **options):
+    return LangevinMCMC(
+        MALA(model, 0.5), num_samples, warmup_steps=60, thinning=5, num_chains=num_chains, seed=0, **options
+    ).run(mix)
+
+
+@pytest.fixture
+def mcmc(priors):
+    return run(unknown_gains_mix(priors, noise=0.3), torch.randn(TIME))
+
+
+# --- InferenceData -----------------------------------------------------------------------------------------------
+
+
+def test_groups_dims_and_coordinates(mcmc):
+    truth = torch.randn(2, TIME)
+    idata = to_inference_data(mcmc, truth=truth, dims={"gains": ["source"]})
+    assert idata.groups() == ["posterior", "sample_stats", "observed_data", "constant_data"]
+    sources = idata.posterior["sources"]
+    assert sources.dims == ("chain", "draw", "source", "time")
+    assert sources.shape == (3, 6, 2, TIME)
+    assert list(sources.coords["source"].values) == ["bass", "drums"]
+    assert list(sources.coords["chain"].values) == [0, 1, 2]
+    np.testing.assert_allclose(sources.coords["time"], np.arange(TIME) / RATE)
+    draws = mcmc.get_samples(group_by_chain=True)
+    np.testing.assert_array_equal(sources.sel(source="drums"), draws["drums"])
+    assert idata.posterior["gains"].dims == ("chain", "draw", "source")
+    np.testing.assert_array_equal(idata.posterior["gains"], draws["gains"])
+    assert set(idata.sample_stats.data_vars) == {"lp", "acceptance_rate", "step_size", "residual"}
+    np.testing.assert_array_equal(idata.sample_stats["lp"], mcmc.sample_stats()["lp"])
+    assert idata.observed_data["mix"].dims == ("time",)
+    assert idata.constant_data["sample_rate"].item() == RATE
+    assert idata.constant_data["truth"].dims == ("source", "time")
+    np.testing.assert_array_equal(idata.constant_data["truth"], truth)
+
+
+def test_stereo_mix(priors):
+    mcmc = run(panned_mix(priors, noise=0.3), torch.randn(2, TIME))
+    idata = to_inference_data(mcmc)
+    assert idata.observed_data["mix"].dims == ("mix_axis_0", "time")
+    assert idata.posterior["pans"].shape == (3, 6, 2)
+
+
+def test_sample_rate(priors, mcmc):
+    assert to_inference_data(mcmc, sample_rate=100).constant_data["sample_rate"].item() == 100
+    unknown = {name: GaussianPrior(torch.ones(2), TIME) for name in priors}
+    idata = to_inference_data(run(linear_mix(unknown, noise=0.3), torch.randn(TIME)))
+    np.testing.assert_array_equal(idata.posterior.coords["time"], np.arange(TIME))  # counts samples
+
+
+def test_sources_in_a_plate(priors):
+    def model(mix):
+        with pyro.plate("channels", 2, dim=-1):
+            sources = torch.stack([pyro.sample(name, prior) for name, prior in priors.items()], -2)
+            pyro.sample("mix", dist.Normal(sources.sum(-2), 0.3).to_event(1), obs=mix)
+
+    idata = to_inference_data(run(model, torch.randn(2, TIME)))
+    assert idata.posterior["sources"].dims == ("chain", "draw", "plate_0", "source", "time")
+    assert idata.posterior["sources"].shape == (3, 6, 2, 2, TIME)
+
+
+def test_stopped_chains_are_left_out(priors):
+    def quartic(mix):
+        source = pyro.sample("bass", priors["bass"])
+        pyro.sample("mix", dist.Normal(source.square(), 1.0).to_event(1), obs=mix)
+
+    start = {"bass": torch.tensor([50.0, 0.1, 0.1]).unsqueeze(-1).expand(3, TIME)}
+    mcmc = LangevinMCMC(SGLD(quartic, 0.01, preconditioner=None), 6, num_chains=3, init=start, seed=0)
+    with pytest.warns(ChainWarning, match="chain 0 stopped"):
+        mcmc.run(torch.zeros(TIME))
+    idata = to_inference_data(mcmc)
+    assert list(idata.posterior.coords["chain"].values) == [1, 2]
+    assert idata.sample_stats["lp"].shape == (2, 6)
+
+
+@pytest.mark.parametrize("kernel", [MALA, lambda model: HMC(model, step_size=0.05, num_steps=2)], ids=["mala", "hmc"])
+def test_stock_mcmc(priors, kernel):
+    model = unknown_gains_mix(priors, noise=0.3)
+    mcmc = MCMC(kernel(model), 8, 10, disable_progbar=True)
+    with pytest.raises(ConfigurationError, match=r"call mcmc\.run"):
+        to_inference_data(mcmc)
+    mix = torch.randn(TIME)
+    mcmc.run(mix)
+    idata = to_inference_data(mcmc)
+    assert idata.posterior["sources"].shape == (1, 8, 2, TIME)
+    np.testing.assert_array_equal(idata.posterior["sources"][0, :, 1], mcmc.get_samples()["drums"])
+    np.testing.assert_array_equal(idata.observed_data["mix"], mix)
+    assert "energy_db[bass]" in summarize(idata).index
+
+
+def test_a_run_that_has_not_been(priors):
+    with pytest.raises(ConfigurationError, match=r"call mcmc\.run"):
+        to_inference_data(LangevinMCMC(MALA(linear_mix(priors)), 5))
+
+
+def test_a_model_without_sources():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.5))
+
+    mcmc = LangevinMCMC(MALA(model), 5, num_chains=2).run()
+    with pytest.raises(ConfigurationError, match="no site with a source prior"):
+        to_inference_data(mcmc)
+
+
+# --- NetCDF ------------------------------------------------------------------------------------------------------
+
+
+def test_netcdf_round_trip(mcmc, tmp_path):
+    """Bit for bit, with every group, coordinate and attribute."""
+    idata = to_inference_data(mcmc, truth=torch.randn(2, TIME))
+    path = write_netcdf(idata, tmp_path / "deep" / "posterior.nc")
+    write_netcdf(idata, path)  # over the first
+    assert [one.name for one in path.parent.iterdir()] == ["posterior.nc"]
+    again = read_netcdf(path)
+    path.unlink()  # it is in memory
+    assert again.groups() == idata.groups()
+    for group in idata.groups():
+        assert again[group].equals(idata[group]), group
+    assert again.attrs["inference_library"] == "pyrosep"
+
+
+def test_netcdf_that_can_not_be_read(tmp_path):
+    with pytest.raises(MissingFileError, match="no file"):
+        read_netcdf(tmp_path / "posterior.nc")
+    (tmp_path / "posterior.nc").write_bytes(b"not a NetCDF file")
+    with pytest.raises(DataError, match="is not a NetCDF file"):
+        read_netcdf(tmp_path / "posterior.nc")
+
+
+# --- summaries ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", [63, 64])
+def test_audio_summaries(time):
+    rng = np.random.default_rng(0)
+    sources = rng.standard_normal((3, 2, time))
+    found = audio_summaries(sources, 16_000)
+    np.testing.assert_allclose(found["energy_db"], 10 * np.log10(np.square(sources).mean(-1)))  # Parseval
+    assert found["band_db"].shape == (3, 2, 4)
+    np.testing.assert_allclose((10 ** (found["band_db"] / 10)).sum(-1), 10 ** (found["energy_db"] / 10))
+    assert found["projection"].shape == (3, 2, 4)
+    again = audio_summaries(-2 * sources, 16_000)
+    np.testing.assert_allclose(again["projection"], -2 * found["projection"])
+    np.testing.assert_allclose(again["energy_db"], found["energy_db"] + 20 * np.log10(2))
+
+
+def test_bands_hold_their_frequencies():
+    time = np.arange(1600) / 16_000
+    tones = np.stack([np.sin(2 * np.pi * frequency * time) for frequency in (100, 500, 2000, 6000)])
+    bands = audio_summaries(tones, 16_000)["band_db"]
+    assert list(bands.argmax(-1)) == [0, 1, 2, 3]
+    np.testing.assert_allclose(bands.max(-1), 10 * np.log10(0.5))
+    assert audio_summaries(tones, 1000)["band_db"].shape == (4, 2)  # only bands below half the sample rate
+    assert np.isfinite(audio_summaries(np.zeros((1, 1600)), 16_000)["band_db"]).all()
+
+
+def test_summarize_has_a_row_for_each_summary_and_none_for_samples(mcmc):
+    table = summarize(to_inference_data(mcmc, dims={"gains": ["source"]}))
+    assert list(table.columns) == ["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]
+    rows = list(table.index)
+    assert not [row for row in rows if row.startswith(("sources", "bass", "drums"))]
+    # Energy, three bands below 4 kHz, four projections for either source; two gains; lp and residual.
+    assert len(rows) == 2 * (1 + 3 + 4) + 2 + 2
+    assert {"lp", "residual", "energy_db[bass]", "gains[drums]", "band_db[drums, 250 Hz+]"} <= set(rows)
+
+
+def test_summarize_gives_the_values(mcmc):
+    idata = to_inference_data(mcmc)
+    energy = 10 * np.log10(np.square(mcmc.get_samples()["bass"].numpy()).mean(-1))
+    table = summarize(idata)
+    assert table.loc["energy_db[bass]", "mean"] == pytest.approx(energy.mean(), rel=1e-5)  # single precision
+    assert table.loc["energy_db[bass]", "sd"] == pytest.approx(energy.std(ddof=1), rel=1e-4)
+    assert table.loc["lp", "mean"] == pytest.approx(float(mcmc.sample_stats()["lp"].mean()))
+
+
+def test_summarize_what_was_read_from_disk(mcmc, tmp_path):
+    idata = to_inference_data(mcmc)
+    assert summarize(read_netcdf(write_netcdf(idata, tmp_path / "posterior.nc"))).equals(summarize(idata))
+
+
+def test_summarize_leaves_the_draws_as_they_are(mcmc):
+    idata = to_inference_data(mcmc)
+    summarize(idata)
+    assert set(idata.posterior.data_vars) == {"sources", "gains"}
+
+
+def test_summarize_too_few_draws(priors):
+    idata = to_inference_data(run(linear_mix(priors, noise=0.3), torch.randn(TIME), num_samples=3))
+    with pytest.raises(DataError, match=r"at least 4 draws a chain.*got 3"):
+        summarize(idata)
+
+
+def constructed(offset, draws=500, chains=4):
+    """Independent draws, the first chain off by an offset."""
+    noise = np.random.default_rng(0).standard_normal((chains, draws))
+    noise[0] += offset
+    other = np.random.default_rng(1).random((chains, draws))
+    return summarize(arviz.from_dict(posterior={"level": noise, "other": other}))
+
+
+def test_verdict():
+    good, bad = verdict(constructed(0.0)), verdict(constructed(5.0))
+    assert good.startswith("the chains agree: largest R-hat 1.0")
+    assert "2 summaries" in good
+    assert bad.startswith("the chains disagree on 1 of 2 summaries")
+    assert "(level)" in bad
+    assert "the chains agree, but there are few independent draws" in verdict(constructed(0.0, draws=20))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")
+def test_verdict_of_constant_draws():
+    """Stuck together or apart, they say nothing good."""
+    for values in ([[1.0], [1.0]], [[1.0], [2.0]]):
+        table = summarize(arviz.from_dict(posterior={"level": np.ones((2, 10)) * np.array(values)}))
+        assert not verdict(table).startswith("the chains agree")
+
+
+def test_verdict_of_one_chain():
+    assert "can't be told from one chain" in verdict(constructed(0.0, chains=1))
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # ArviZ 0.23 beside Matplotlib 3.11
+def test_plot_diagnostics(mcmc, tmp_path):
+    from matplotlib import image
+
+    pictures = plot_diagnostics(to_inference_data(mcmc, dims={"gains": ["source"]}), tmp_path / "pictures")
+    assert [path.name for path in pictures] == ["trace.png", "rank.png", "autocorrelation.png", "log_joint.png"]
+    for path in pictures:
+        assert path.read_bytes().startswith(PNG)
+        assert float(image.imread(path)[..., :3].std()) > 0.01, f"{path.name} is blank"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # ArviZ 0.23 beside Matplotlib 3.11
+def test_plot_diagnostics_of_a_stock_run(priors, tmp_path):
+    mcmc = MCMC(MALA(linear_mix(priors, noise=0.3)), 20, 40, disable_progbar=True)
+    mcmc.run(torch.randn(TIME))
+    names = [path.name for path in plot_diagnostics(to_inference_data(mcmc), tmp_path)]
+    assert names == ["trace.png", "rank.png", "autocorrelation.png"]  # a stock run has no log joint density
+
+
+def test_plot_spectrograms(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {
+        "truth": {"bass": rng.standard_normal(5000), "drums": rng.standard_normal(5000)},
+        "mix": {"bass": rng.standard_normal(500)},  # shorter than a window, and no drums
+    }
+    plot_spectrograms(rows, RATE, tmp_path / "spectrograms.png", title="Two rows")
+    assert (tmp_path / "spectrograms.png").read_bytes().startswith(PNG)

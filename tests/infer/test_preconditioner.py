@@ -1,0 +1,115 @@
+"""Preconditioners: linear maps that are what they say."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyrosep import MALA, GaussianPosterior, GaussianPrior, LangevinMCMC, Potential, SpectralPreconditioner
+from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.infer import IdentityPreconditioner
+from pyrosep.infer.preconditioner import make_preconditioner
+from pyrosep.mixing import linear_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
+
+
+def at_start(potential, **options):
+    return SpectralPreconditioner(potential, potential.unconstrain(potential.prior_draw), **options)
+
+
+@pytest.mark.parametrize("time", [7, 8])
+def test_square_is_the_posterior_covariance(linear_of, time):
+    linear = linear_of(time)
+    preconditioner = at_start(linear.potential(num_chains=3))
+    root, transposed = linear.matrix(preconditioner.color), linear.matrix(preconditioner.whiten_gradient)
+    # Closed forms in double precision: rounding.
+    torch.testing.assert_close(root @ root.mT, linear.covariance, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(transposed, root.mT, rtol=1e-9, atol=1e-9)
+
+
+def test_prior_curvature_alone(linear):
+    root = linear.matrix(at_start(linear.potential(num_chains=3), curvature="prior").color)
+    torch.testing.assert_close(root @ root.mT, linear.prior_covariance, rtol=1e-9, atol=1e-9)  # rounding
+
+
+@pytest.mark.parametrize("chains", [None, 3])
+def test_long_frame_in_single_precision(chains):
+    """At every frequency the square is the exact covariance, up to single precision's rounding of the energies."""
+    time, noise = 512, 0.05
+    spectra = torch.logspace(1, -4, 33), torch.logspace(-3, 0, 33)
+    priors = {name: GaussianPrior(spectrum, time) for name, spectrum in zip("ab", spectra, strict=True)}
+    mix = torch.randn(time)
+    potential = Potential(linear_mix(priors, noise=noise), (mix,), num_chains=chains)
+    root = at_start(potential).root.to(torch.complex128)
+    exact = GaussianPosterior(priors, mix.double(), noise=noise).spectral_covariance
+    square = torch.einsum("ijf,kjf->fik", root, root.conj())
+    # Single precision knows a curvature of 400 to some 1e-4, beside prior precisions from 0.1 on.
+    scale = exact.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    assert float(((square - exact) / scale).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("make", [soft_clipped_mix, unknown_gains_mix, panned_mix])
+def test_models_that_are_not_linear(double, make):
+    """The map is positive definite, and MALA moves with it."""
+    time = 8
+    priors = {
+        "a": GaussianPrior(torch.tensor([2.0, 1.0, 0.5]), time, sigma_min=0.1),
+        "b": GaussianPrior(torch.tensor([0.5, 1.0, 2.0]), time, sigma_min=0.1),
+    }
+    model = make(priors, noise=0.2)
+    mix = model().detach()
+    potential = Potential(model, (mix,), num_chains=4)
+    preconditioner = at_start(potential)
+    shapes = {name: value.shape[1:] for name, value in potential.prior_draw.items()}
+    sizes = [shape.numel() for shape in shapes.values()]
+    unit = torch.eye(sum(sizes)).split(sizes, -1)
+    basis = {name: one.reshape(-1, *shapes[name]) for name, one in zip(shapes, unit, strict=True)}
+    colored = preconditioner.color(basis)
+    root = torch.cat([value.flatten(1) for value in colored.values()], -1)
+    torch.testing.assert_close(root, root.mT)
+    assert float(torch.linalg.eigvalsh(root).min()) > 0
+    mcmc = LangevinMCMC(MALA(model), num_samples=20, warmup_steps=60, num_chains=4).run(mix)
+    draws = mcmc.get_samples(group_by_chain=True)
+    for name in shapes:
+        assert bool((draws[name].flatten(2).std(1) > 0).all()), name
+    # Dual averaging aims at 0.574; that every chain takes one step in five says that no direction blocks it.
+    assert bool((mcmc.sample_stats()["acceptance_rate"].mean(1) > 0.2).all())
+
+
+def test_coordinates_without_sources(double):
+    """Sites that are no sources are scaled by their own curvature: a Gaussian's deviations, exactly."""
+    scale = torch.tensor([0.1, 1.0, 10.0])
+
+    def observed():
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), scale).to_event(1))
+        pyro.sample("y", dist.Normal(x, scale).to_event(1), obs=torch.ones(3))
+
+    potential = Potential(observed, num_chains=2)
+    preconditioner = at_start(potential)
+    color = preconditioner.color({"x": torch.ones(2, 3)})["x"]
+    torch.testing.assert_close(color, (scale / np.sqrt(2)).expand(2, 3), rtol=1e-9, atol=1e-9)  # rounding
+
+
+def test_by_name(linear):
+    potential = linear.potential(num_chains=2)
+    z = potential.unconstrain(potential.prior_draw)
+    own = IdentityPreconditioner()
+    assert isinstance(make_preconditioner(None, potential, z), IdentityPreconditioner)
+    assert make_preconditioner(lambda potential, z: own, potential, z) is own
+    whole, prior = (linear.matrix(make_preconditioner(kind, potential, z).color) for kind in ("spectral", "prior"))
+    torch.testing.assert_close(whole @ whole.mT, linear.covariance)
+    torch.testing.assert_close(prior @ prior.mT, linear.prior_covariance)
+    for wrong in ("diagonal", 3):
+        with pytest.raises(ConfigurationError, match="preconditioner must be"):
+            make_preconditioner(wrong, potential, z)
+    with pytest.raises(ConfigurationError, match="curvature must be"):
+        SpectralPreconditioner(potential, z, curvature="none")
+
+
+def test_sources_of_different_lengths():
+    def model():
+        for name, time in (("a", 8), ("b", 6)):
+            pyro.sample(name, GaussianPrior(torch.ones(2), time))
+
+    with pytest.raises(ShapeError, match="sources of one shape"):
+        at_start(Potential(model, num_chains=2))
