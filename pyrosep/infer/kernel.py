@@ -171,7 +171,12 @@ class LangevinKernel(MCMCKernel):
     @property
     @abstractmethod
     def step_size(self) -> float:
-        """Size of the next step."""
+        """Size of the next step, the mean over the chains."""
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """Size of the next step, chain by chain."""
+        return torch.full_like(self.state.energy, self.step_size)
 
     @abstractmethod
     def transition(self, state: LangevinState) -> LangevinState:

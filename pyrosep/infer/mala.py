@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.ops.dual_averaging import DualAveraging
+from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.kernel import LangevinKernel, LangevinState, sum_of_squares, white_noise
@@ -38,7 +39,7 @@ class MALA(LangevinKernel):
         model: a Pyro model.
         step_size: :math:`\eta`; the first guess, where it is adapted.
         proposal: ``"euler"`` or ``"ornstein-uhlenbeck"``.
-        adapt_step_size: in warm-up, by dual averaging towards ``target_accept_prob`` on the mean over the chains
+        adapt_step_size: in warm-up, each chain's by itself, by dual averaging towards ``target_accept_prob``
             (Nesterov, 2009; Hoffman & Gelman, 2014); fixed after, and from the start where warm-up has fewer than 20
             steps.
         target_accept_prob: 0.574 is optimal in high dimension (Roberts & Rosenthal, 1998).
@@ -70,31 +71,40 @@ class MALA(LangevinKernel):
         self.adapt_step_size = adapt_step_size
         self.target_accept_prob = target_accept_prob
         self._largest = largest
-        self._step_size = self.initial_step_size
+        self._steps = torch.tensor(self.initial_step_size, dtype=torch.float64)
 
     def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
-        self._step_size = self.initial_step_size
+        chains = () if potential.num_chains is None else (potential.num_chains,)
+        device = next(iter(z.values())).device
+        self._steps = torch.full(chains, self.initial_step_size, dtype=torch.float64, device=device)
         super().start(potential, warmup_steps, z)
 
     def _refresh_preconditioner(self) -> None:
         super()._refresh_preconditioner()
-        self._averaging = DualAveraging(prox_center=math.log(10 * self._step_size))
+        # Pyro's averaging is plain arithmetic, and takes a tensor for all chains at once.
+        self._averaging = DualAveraging(prox_center=(10 * self._steps).log())
 
     @property
     def step_size(self) -> float:
-        return self._step_size
+        return float(self._steps.mean())
+
+    @property
+    def step_sizes(self) -> Tensor:
+        return self._steps
 
     def transition(self, state: LangevinState) -> LangevinState:
-        step = self._step_size
-        variance = 2 * step if self.proposal == "euler" else step * (2 - step)
-        spread = math.sqrt(variance)
+        steps = self._steps
+        variance = 2 * steps if self.proposal == "euler" else steps * (2 - steps)
         noise = white_noise(state.z)
         white = {
-            name: (spread * noise[name]).sub_(gradient, alpha=step) for name, gradient in state.white_gradient.items()
+            name: _per_chain(variance.sqrt(), noise[name]) - _per_chain(steps, gradient)
+            for name, gradient in state.white_gradient.items()
         }
         proposed = self._moved(state, white)
         # In white coordinates the way back is -white = -step * gradient' + backward.
-        backward = {name: (step * gradient).sub_(white[name]) for name, gradient in proposed.white_gradient.items()}
+        backward = {
+            name: _per_chain(steps, gradient).sub_(white[name]) for name, gradient in proposed.white_gradient.items()
+        }
         batch_ndim = self.potential.batch_ndim
         log_ratio = (
             state.energy
@@ -109,11 +119,16 @@ class MALA(LangevinKernel):
         accepted = torch.rand_like(accept_prob) < accept_prob
         self._record_acceptance(accept_prob)
         if self.warming_up and self.adapt_step_size and self.warmup_steps >= MIN_ADAPTATION:
-            self._adapt(float(accept_prob.mean()))
+            self._adapt(accept_prob)
         return proposed.where(accepted, state)
 
-    def _adapt(self, accept_prob: float) -> None:
+    def _adapt(self, accept_prob: Tensor) -> None:
         self._averaging.step(self.target_accept_prob - accept_prob)
         log_step, log_average = self._averaging.get_state()
         last = self.num_steps + 1 in self._refresh_at | {self.warmup_steps}
-        self._step_size = min(self._largest, math.exp(min(log_average if last else log_step, 50.0)))
+        self._steps = (log_average if last else log_step).clamp(max=50.0).exp().clamp(max=self._largest)
+
+
+def _per_chain(factor: Tensor, value: Tensor) -> Tensor:
+    """A value times a factor for each chain, in the value's own precision."""
+    return factor.to(value.dtype).reshape(factor.shape + (1,) * (value.ndim - factor.ndim)) * value

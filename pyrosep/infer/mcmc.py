@@ -143,7 +143,7 @@ class LangevinMCMC(AbstractMCMC):
             self._draws[name][:, draw] = value.to("cpu")
         self._stats["lp"][:, draw] = -kernel.state.energy.to("cpu", torch.float64)
         self._stats["acceptance_rate"][:, draw] = kernel.accept_prob.to("cpu", torch.float64)
-        self._stats["step_size"][:, draw] = kernel.step_size
+        self._stats["step_size"][:, draw] = kernel.step_sizes.to("cpu", torch.float64)
         residual = kernel.state.residual
         if residual is not None:
             self._stats["residual"][:, draw] = residual.to("cpu", torch.float64)
