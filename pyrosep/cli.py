@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import time
 import traceback
 import warnings
@@ -16,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pyrosep.errors import ConfigurationError, PyrosepError
+from pyrosep.errors import ConfigurationError, DataError, PyrosepError
 
 app = typer.Typer(
     name="pyrosep",
@@ -94,10 +96,12 @@ def _device(name: str) -> str:
         torch.set_num_threads(1)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not name.startswith("cuda"):
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
         raise ConfigurationError(f"expected a device auto, cpu, cuda or cuda:N; got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(f"device {name} was asked for, but there is no CUDA device here; use -d cpu")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
     return name
 
 
@@ -114,7 +118,16 @@ def _write_json(path: Path | None, figures: Any) -> None:
     if path is not None:
         from pyrosep.checkpoint import write_text
 
-        write_text(path, json.dumps(figures, indent=2, ensure_ascii=False, default=str) + "\n")
+        write_text(path, json.dumps(_finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def _finite(figures: Any) -> Any:
+    """The same figures with null for those that JSON has no number for."""
+    if isinstance(figures, dict):
+        return {key: _finite(value) for key, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_finite(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def _bar(total: int, label: str, quiet: bool) -> Any:
@@ -175,11 +188,16 @@ def demo(
         console.print(table)
         run = result["run"]
         figures = run["diagnostics"]
+        agreement = figures["verdict"] + "."
+        if "max_r_hat" in figures:
+            agreement = (
+                f"Over {figures['summaries']} summaries of the audio, R-hat is at most {figures['max_r_hat']:.3f}, "
+                f"bulk ESS at least {figures['min_ess_bulk']:.0f}, tail ESS at least {figures['min_ess_tail']:.0f}."
+            )
         console.print(
             f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {chains} chains of {draws} draws "
-            f"on each of the windows.\nOver {figures['summaries']} summaries of the audio, R-hat is at most "
-            f"{figures['max_r_hat']:.3f}, bulk ESS at least {figures['min_ess_bulk']:.0f}, tail ESS at least "
-            f"{figures['min_ess_tail']:.0f}.\nThe stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
+            f"on each of the windows.\n{agreement}\n"
+            f"The stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
             f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}",
             highlight=False,
             soft_wrap=True,
@@ -216,8 +234,17 @@ def separate(
         settings = Settings(method, chains, draws, warmup, segment, overlap, _gains(gains), seed=seed)
         info = model_info(model)
         priors = load_priors(model, sources=sources, device=_device(device))
-        reports, failed = {}, 0
-        for name, path in find_tracks(inputs).items():
+        reports: dict[str, Any] = {}
+        usable, failed = [], 0
+        for given in inputs:
+            try:
+                find_tracks([given])
+                usable.append(given)
+            except PyrosepError as error:
+                failed += 1
+                _complain("error", _one_line(error))
+                reports[str(given)] = {"input": str(given), "error": _one_line(error)}
+        for name, path in find_tracks(usable).items():
             bar, update = _progress(name, quiet)
             try:
                 with bar:
@@ -241,7 +268,8 @@ def separate(
                 typer.echo(_track_line(name, out / info.name / name, report))
         _write_json(json_file, reports)
         if failed:
-            _complain("error", f"{failed} of {len(reports)} tracks failed")
+            if len(reports) > 1:
+                _complain("error", f"{failed} of {len(reports)} tracks failed")
             raise typer.Exit(1)
 
 
@@ -313,6 +341,8 @@ def evaluate(
                 references, priors, chosen, settings, bss=bss, on_reference=lambda reference: bar.update()
             )
         rows = aggregate(scores)
+        if not rows:
+            raise DataError(f"no source of {data} sounds in what was read; take more --seconds, or other sources")
         _write_json(
             json_file,
             {

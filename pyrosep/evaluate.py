@@ -77,7 +77,7 @@ def evaluate(
     bss: bool = False,
     on_reference: Callable[[Reference], Any] = lambda reference: None,
 ) -> tuple[list[Score], dict[str, float]]:
-    """Separate mixes and score every source that is not silent.
+    """Separate mixes and score every source that is not silent; mixes in which none sounds are passed over.
 
     Arguments:
         references: mixes whose sources have the priors' names.
@@ -99,6 +99,9 @@ def evaluate(
             raise ConfigurationError(f"the model has no prior for {missing}; it has {list(priors)}")
         mine = {name: priors[name] for name in reference.sources}
         truth = torch.stack(list(reference.sources.values()))
+        if not _sounding(truth).any():
+            on_reference(reference)
+            continue
         estimates = {"mix": reference.mix.expand_as(truth)}
         for method in methods:
             start = time.perf_counter()
@@ -112,7 +115,7 @@ def evaluate(
 
 
 def _scores(reference: Reference, truth: Tensor, estimates: dict[str, Tensor], bss: bool) -> Iterator[Score]:
-    sounding = 10 * truth.square().mean((-1, -2)).clamp(min=1e-20).log10() > SILENCE_DB
+    sounding = _sounding(truth)
     baseline = si_sdr(estimates["mix"], truth)
     for method, estimate in estimates.items():
         values = si_sdr(estimate, truth)
@@ -125,6 +128,10 @@ def _scores(reference: Reference, truth: Tensor, estimates: dict[str, Tensor], b
             row += 1
             gain = (values[index] - baseline[index]).item()
             yield Score(reference.name, source, method, values[index].item(), gain, own)
+
+
+def _sounding(truth: Tensor) -> Tensor:
+    return 10 * truth.square().mean((-1, -2)).clamp(min=1e-20).log10() > SILENCE_DB
 
 
 def si_sdr(estimate: Tensor, truth: Tensor) -> Tensor:
@@ -178,7 +185,9 @@ def aggregate(scores: Iterable[Score]) -> list[dict[str, Any]]:
             values = [score.bss[measure] for score in group if score.bss and not math.isnan(score.bss[measure])]
             row[f"{measure}_median"] = float(np.median(values)) if values else math.nan
         rows.append(row)
-    for method in dict.fromkeys(row["method"] for row in rows):
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    rows.sort(key=lambda row: methods.index(row["method"]))
+    for method in methods:
         own = [row for row in rows if row["method"] == method]
         figures = [key for key in own[0] if key not in ("method", "source", "count")]
         total: dict[str, Any] = {"method": method, "source": "mean", "count": sum(row["count"] for row in own)}

@@ -61,12 +61,16 @@ class Settings:
         for name, least in (("chains", 1), ("draws", 1), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.segment is not None and not self.segment > 0:
+        if self.method == "langevin" and self.chains * self.draws < 2:
+            raise ConfigurationError("one draw has no standard deviation; take at least 2 chains or draws")
+        if self.segment is not None and not 0 < self.segment < math.inf:
             raise ConfigurationError(f"segment must be a positive number of seconds; got {self.segment}")
         if not 0 <= self.overlap <= 0.5:
             raise ConfigurationError(f"overlap must be between 0 and 0.5 of a window; got {self.overlap}")
         if isinstance(self.gains, str) and self.gains not in ("mean", "level", "fit"):
             raise ConfigurationError(f"gains must be 'mean', 'level', 'fit' or numbers; got {self.gains!r}")
+        if self.gains is not None and not isinstance(self.gains, str) and not all(map(math.isfinite, self.gains)):
+            raise ConfigurationError(f"gains must be finite; got {self.gains}")
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
 
@@ -157,6 +161,8 @@ class Separator:
         *,
         model_gains: str = "level",
     ) -> None:
+        if not priors:
+            raise ConfigurationError("expected at least one prior; got none")
         self.settings = settings or Settings()
         self.names = tuple(priors)
         self.sample_rate = sample_rate
@@ -167,13 +173,14 @@ class Separator:
         self.model_rate = first.sample_rate or sample_rate
         segment = self.settings.segment or first.time / self.model_rate
         #: Samples of the track in a window, and from one window to the next.
-        self.window = math.floor(segment * sample_rate)
-        if self.window < 2:
-            raise ConfigurationError(f"a segment of {segment} s has fewer than 2 samples at {sample_rate} Hz")
+        self.window = math.floor(segment * sample_rate + 1e-6)  # frame / rate * rate may round to just below frame
         self.overlap = round(self.settings.overlap * self.window)
         self.hop = self.window - self.overlap
         #: Samples in a window at the priors' rate.
         self.frame = math.ceil(self.window * self.model_rate / sample_rate)
+        if min(self.window, self.frame) < 2:
+            rate = min(sample_rate, self.model_rate)
+            raise ConfigurationError(f"a segment of {segment} s has fewer than 2 samples at {rate} Hz")
         self.priors = {name: prior.frame(self.frame) for name, prior in priors.items()}
         #: Where the chains run.
         self.device = first.sigma.device
@@ -189,18 +196,19 @@ class Separator:
         """Find level and gains from all windows ``(channel, time)``, end to end; returns the track's length in samples.
 
         Raises:
-            DataError: the track is silent.
+            DataError: the track is silent, or has samples that are NaN or infinite.
         """
         power, weight, total, samples = torch.zeros(self.frame // 2 + 1, dtype=torch.float64), 0.0, 0.0, 0
-        taper = torch.hann_window(self.frame, dtype=torch.float64)
-        taper = taper / taper.square().mean().sqrt()
         for window in windows:
             samples += window.shape[-1]
             total += window.double().square().mean(0).sum().item()
-            share = window.shape[-1] / self.window
-            bins = torch.fft.rfft(self._at_model_rate(window).double() * taper)
-            power += share * bins.abs().square().mean(0) / self.frame
-            weight += share
+            heard = audio.resample(window, self.sample_rate, self.model_rate)[..., : self.frame].double()
+            # The last window may be shorter, and is tapered where it ends; its power counts by its length.
+            bins = torch.fft.rfft(heard * _taper(heard.shape[-1]), n=self.frame)
+            power += bins.abs().square().mean(0) / self.frame
+            weight += heard.shape[-1] / self.frame
+        if not math.isfinite(total):
+            raise DataError("the mix has samples that are NaN or infinite; there is nothing to hear in them")
         if not total > 0:
             raise DataError("the mix is silent from beginning to end; there is nothing to separate")
         level = math.sqrt(total / samples)
@@ -225,8 +233,9 @@ class Separator:
         if kind == "fit":
             # Far below the loudest band there is nothing but quantisation noise to fit.
             return fit_gains(stacked, power.clamp(min=power.max() * 1e-8))
-        inner = stacked[:, 1 : (self.frame + 1) // 2].sum(-1) * 2 + stacked[:, 0]
-        return torch.full((count,), level / math.sqrt((inner.sum() / self.frame).item()))
+        # All bins but those at 0 Hz and half the sample rate stand for two.
+        whole = stacked.sum() + stacked[:, 1 : (self.frame + 1) // 2].sum()
+        return torch.full((count,), level / math.sqrt(whole.item() / self.frame))
 
     # --- second pass ------------------------------------------------------------------------------------------
 
@@ -333,3 +342,9 @@ class Separator:
         power = octave.abs().square().sum(-1, keepdim=True) + 1e-12
         share = power / power.sum(1, keepdim=True)
         return mean + share * (mix - mean.sum(1)).unsqueeze(1)
+
+
+def _taper(time: int) -> Tensor:
+    """A Hann window of unit mean square, nowhere zero."""
+    taper = (math.pi * (torch.arange(time, dtype=torch.float64) + 0.5) / time).sin().square()
+    return taper / taper.square().mean().sqrt()

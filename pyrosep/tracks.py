@@ -34,8 +34,9 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
     """Audio files by the name that their folder of stems gets.
 
     Arguments:
-        inputs: files as they are, and folders with all audio files in them and below. Files of one name get their
-            suffix added, and those of one name and suffix the name of their folder.
+        inputs: files as they are, and folders with all audio files in them and below, but for hidden ones and for
+            the stems of tracks that were separated into them. Files of one name get their suffix added, and those of
+            one name and suffix the name of their folder.
 
     Raises:
         MissingFileError: an input that is not there.
@@ -45,7 +46,7 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.name[0] != ".")
+            found = sorted(file for file in path.rglob("*") if _is_track(file, path))
             if not found:
                 raise DataError(f"{path} holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
             files += found
@@ -64,6 +65,12 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
             if labels.count(label) == 1 and label not in names
         }
     return {name: path for path in files for name, named in names.items() if named == path}
+
+
+def _is_track(path: Path, root: Path) -> bool:
+    if path.suffix.lower() not in AUDIO_SUFFIXES or any(part[0] == "." for part in path.relative_to(root).parts):
+        return False
+    return path.is_file() and not (path.parent / "run.json").is_file()
 
 
 def _short(path: Path) -> str:
@@ -105,7 +112,7 @@ def separate_track(
         ConfigurationError: the folder holds something else, or the same track with other settings, and ``overwrite`` is
             false.
     """
-    identity = {"model": model_name, "input": str(path), "settings": asdict(settings)}
+    identity = {"model": model_name, "sources": list(priors), "input": str(path), "settings": asdict(settings)}
     if folder.exists() and not overwrite:
         return _finished(folder, identity)
     started = time.perf_counter()
@@ -211,11 +218,13 @@ def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> a
 
 
 def _diagnose(idata: arviz.InferenceData) -> dict[str, Any]:
-    """R-hat and ESS at their worst; none where there are too few draws to tell."""
+    """R-hat and ESS at their worst; none where there are too few draws or chains to tell."""
     try:
         table = summarize(idata)
     except DataError as error:
         return {"verdict": str(error)}
+    if not np.isfinite(table["r_hat"]).any():
+        return {"verdict": verdict(table)}
     return {
         "max_r_hat": round(float(table["r_hat"].max()), 4),
         "min_ess_bulk": round(float(table["ess_bulk"].min()), 1),

@@ -150,7 +150,7 @@ class LangevinKernel(MCMCKernel):
         self._refresh_preconditioner()
         # The curvature at the start may be far from what it is where the chains go.
         if self.preconditioner_kind is not None and warmup_steps >= 40:
-            self._refresh_at = {warmup_steps // 4, warmup_steps // 2}
+            self._refresh_at = {warmup_steps // 6, warmup_steps // 3}
         size = sum(value.numel() for value in z.values()) / max(1, self.state.energy.numel())
         self._ceiling = self.state.energy + DIVERGENCE_NATS * size
         #: Chains that have been stopped, and why, by number.

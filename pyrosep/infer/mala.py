@@ -81,8 +81,9 @@ class MALA(LangevinKernel):
 
     def _refresh_preconditioner(self) -> None:
         super()._refresh_preconditioner()
-        # Pyro's averaging is plain arithmetic, and takes a tensor for all chains at once.
-        self._averaging = DualAveraging(prox_center=(10 * self._steps).log())
+        # From a first guess, try larger steps; from an adapted one, go on. Pyro's averaging is plain arithmetic and
+        # takes a tensor for all chains at once.
+        self._averaging = DualAveraging(prox_center=(self._steps * (1 if self.num_steps else 10)).log())
 
     @property
     def step_size(self) -> float:

@@ -64,7 +64,7 @@ def train_gaussian(
         the prior, and what it was fitted to: recordings, seconds, level in dB.
 
     Raises:
-        DataError: there is no recording as long as a window, or all are silent.
+        DataError: there is no recording as long as a window, or all are silent, or they differ in sample rate.
     """
     if window < 4 or window % 2:
         raise ConfigurationError(f"window must be an even number of at least 4 samples; got {window}")
@@ -72,10 +72,13 @@ def train_gaussian(
 
     def windows() -> Iterator[Tensor]:
         nonlocal count, samples, rate
-        for take, rate in takes:  # noqa: B007
-            count += 1
-            samples += take.shape[-1]
+        for take, own_rate in takes:
+            if rate not in (0, own_rate):
+                raise DataError(f"the recordings differ in sample rate: {rate} and {own_rate} Hz; resample them")
+            rate = own_rate
             if take.shape[-1] >= window:
+                count += 1
+                samples += take.shape[-1]
                 yield take.unfold(-1, window, window // 2)
 
     spectrum = fit_spectrum(windows())

@@ -162,12 +162,12 @@ def test_statistics_belong_to_their_draws(priors, mix):
 def test_statistics_of_mala_belong_to_accepted_states(priors, mix):
     """Residual and energy of the state that is kept, not of a proposal that was rejected."""
     model = linear_mix(priors, noise=0.1)
-    mcmc = LangevinMCMC(MALA(model, preconditioner="prior"), 20, 60, num_chains=4, seed=0).run(mix)
+    mcmc = LangevinMCMC(MALA(model, preconditioner="prior"), 100, 60, num_chains=4, seed=0).run(mix)
     stats, draws = mcmc.sample_stats(), mcmc.get_samples(group_by_chain=True)
     assert bool((draws["a"][:, 1:] == draws["a"][:, :-1]).any())  # some were rejected
     potential = Potential(model, (mix,), num_chains=4)
     energy, residual = [], []
-    for draw in range(20):
+    for draw in range(100):
         energy.append(potential({name: value[:, draw] for name, value in draws.items()}))
         residual.append(potential.residual())
     torch.testing.assert_close(stats["lp"], -torch.stack(energy, 1).double())

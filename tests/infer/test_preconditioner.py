@@ -68,7 +68,7 @@ def test_models_that_are_not_linear(double, make):
     root = torch.cat([value.flatten(1) for value in colored.values()], -1)
     torch.testing.assert_close(root, root.mT)
     assert float(torch.linalg.eigvalsh(root).min()) > 0
-    mcmc = LangevinMCMC(MALA(model), num_samples=20, warmup_steps=60, num_chains=4).run(mix)
+    mcmc = LangevinMCMC(MALA(model), num_samples=20, warmup_steps=200, num_chains=4).run(mix)
     draws = mcmc.get_samples(group_by_chain=True)
     for name in shapes:
         assert bool((draws[name].flatten(2).std(1) > 0).all()), name
