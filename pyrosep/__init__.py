@@ -1,7 +1,6 @@
 """Bayesian musical source separation in Pyro: a prior for each source, the mix as a model, samples of the sources."""
 
-from __future__ import annotations
-
+from pyrosep.diagnostics import summarize, to_inference_data
 from pyrosep.infer import MALA, SGLD, GaussianPosterior, LangevinMCMC, Potential, SpectralPreconditioner
 from pyrosep.priors import GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum, load_priors, save_priors
 
@@ -20,4 +19,6 @@ __all__ = [
     "fit_spectrum",
     "load_priors",
     "save_priors",
+    "summarize",
+    "to_inference_data",
 ]

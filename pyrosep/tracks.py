@@ -140,8 +140,8 @@ def separate_track(
 
 def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     try:
-        report = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise ConfigurationError(
             f"{folder} is there already and holds no finished track; move it away, or use --overwrite"
         ) from None

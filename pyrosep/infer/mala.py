@@ -44,6 +44,9 @@ class MALA(LangevinKernel):
             steps.
         target_accept_prob: 0.574 is optimal in high dimension (Roberts & Rosenthal, 1998).
         preconditioner: see :class:`~pyrosep.infer.kernel.LangevinKernel`.
+
+    In the first third of warm-up, steps that lower the energy are always taken, so that no chain sticks where it
+    started.
     """
 
     def __init__(
@@ -117,6 +120,10 @@ class MALA(LangevinKernel):
         if not self.warming_up and not bool(finite.all()):
             self.divergences.append(self.num_steps - self.warmup_steps)
         accept_prob = torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
+        if self.num_steps < self.warmup_steps // 3:
+            # On the way down from a poor start the way back is so unlikely that chains would stick; and there the ratio
+            # is a small difference of large numbers. What lowers the energy is taken; these steps are no draws.
+            accept_prob = torch.where(finite & (proposed.energy < state.energy), 1.0, accept_prob)
         accepted = torch.rand_like(accept_prob) < accept_prob
         self._record_acceptance(accept_prob)
         if self.warming_up and self.adapt_step_size and self.warmup_steps >= MIN_ADAPTATION:

@@ -43,16 +43,17 @@ class IdentityPreconditioner(Preconditioner):
 class SpectralPreconditioner(Preconditioner):
     r"""The inverse of the posterior's curvature, frequency by frequency and jointly over the sources.
 
-    Sources that are stationary and mixed without memory have a posterior whose precision is, at each frequency, a
-    small matrix over the sources,
+    Sources that are stationary and mixed in a way that does not change over time have a posterior whose precision is,
+    at each frequency, a small matrix over the sources,
 
     .. math:: \Lambda(f) = \mathrm{diag}\big(1 / (P_k(f) + \sigma^2)\big) + H(f).
 
     The spectra :math:`P_k` come from the priors; :math:`H`, the curvature of everything else in the model (the
     observation, whatever it is), from the model itself: products of its Hessian with signals of unit modulus and
-    random phase, correlated with these signals and smoothed over frequency. So one rule serves any mixing model that
-    is smooth, is exact for a linear Gaussian one, and is a stationary approximation elsewhere (negative curvature is
-    left out). :math:`M = \Lambda^{-1}` and :math:`L` is its symmetric root.
+    random phase, correlated with these signals, and smoothed over frequency where they differ. So one rule serves any
+    smooth mixing model, is exact for a linear Gaussian one that does not change over time, and is a stationary
+    approximation elsewhere (negative curvature is left out). :math:`M = \Lambda^{-1}` and :math:`L` is its symmetric
+    root.
 
     Sites that are no sources (gains, pans) are scaled by the inverse root of their own curvature.
 
@@ -102,16 +103,20 @@ class SpectralPreconditioner(Preconditioner):
         product = hessian_product(potential, z, without=self.names)
         like = z[self.names[0]]
         bins = self.time // 2 + 1
-        curvature = like.new_zeros(bins, len(self.names), len(self.names), dtype=torch.complex128)
+        found = like.new_zeros(probes, bins, len(self.names), len(self.names), dtype=torch.complex128)
         for column, name in enumerate(self.names):
-            for _ in range(probes):
+            for trial in range(probes):
                 probe = _random_phase(self.time, like)
                 image = product({other: probe.expand_as(z[name]) * (other == name) for other in self.names})
                 phase = torch.fft.rfft(probe.double())
                 for row, other in enumerate(self.names):
                     cross = torch.fft.rfft(image[other].double()) * phase.conj()
-                    curvature[:, row, column] += cross.reshape(-1, bins).mean(0) / probes
-        curvature = _smooth(curvature)
+                    found[trial, :, row, column] = cross.reshape(-1, bins).mean(0)
+        curvature = found.mean(0)
+        # Of a mix that does not change over time every probe finds the same, and echoes keep their fine structure;
+        # elsewhere each finds the mean over time with an error of its own, which is smoothed away.
+        if float((found - curvature).norm()) > 1e-3 * float(found.norm()):
+            curvature = _smooth(curvature)
         eigenvalues, vectors = torch.linalg.eigh((curvature + curvature.mH) / 2)
         return (vectors * eigenvalues.clamp(min=0).unsqueeze(-2)) @ vectors.mH
 

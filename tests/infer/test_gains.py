@@ -38,8 +38,9 @@ def test_it_is_the_most_probable_value(spectra, double):
         return 0.5 * misfit + 0.5 * ((log_gains - common) / (spread_db / 20 * math.log(10))).square().sum()
 
     gradient = torch.autograd.functional.jacobian(negative_log_posterior, gains.log())
-    # The optimizer stops at a gradient of 1e-9, or where a step changes nothing in double precision.
-    torch.testing.assert_close(gradient, torch.zeros(3), rtol=0, atol=1e-6)
+    # The optimizer stops where a step changes it by less than 1e-9; at a curvature of 1 / spread**2 = 4.7 or more, a
+    # gradient of 1e-4 is worth that much, and is an error of 2e-5 in the gain.
+    torch.testing.assert_close(gradient, torch.zeros(3), rtol=0, atol=1e-4)
 
 
 def test_a_louder_mix_has_larger_gains_by_as_much(spectra):

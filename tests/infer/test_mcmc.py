@@ -170,8 +170,9 @@ def test_statistics_of_mala_belong_to_accepted_states(priors, mix):
     for draw in range(100):
         energy.append(potential({name: value[:, draw] for name, value in draws.items()}))
         residual.append(potential.residual())
-    torch.testing.assert_close(stats["lp"], -torch.stack(energy, 1).double())
-    torch.testing.assert_close(stats["residual"], torch.stack(residual, 1).double())
+    # The sites' log-densities are in single precision, and with a gradient they are found by another formula.
+    torch.testing.assert_close(stats["lp"].float(), -torch.stack(energy, 1).float())
+    torch.testing.assert_close(stats["residual"].float(), torch.stack(residual, 1).float())
 
 
 def test_seed_makes_runs_identical(priors, mix):
