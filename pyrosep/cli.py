@@ -260,8 +260,9 @@ def separate(
                     )
             except Exception as error:
                 failed += 1
-                _complain("error", f"{path}: {_one_line(error)}")
-                reports[name] = {"input": str(path), "error": _one_line(error)}
+                reason = _one_line(error)
+                _complain("error", reason if str(path) in reason else f"{path}: {reason}")
+                reports[name] = {"input": str(path), "error": reason}
                 continue
             reports[name] = report
             if not quiet:

@@ -92,7 +92,7 @@ def run_demo(
         return dict(zip(names, values.mean(1).numpy(), strict=True))
 
     rows = {
-        "mix": {names[0]: mix.mean(0).numpy()},
+        "mix": {"mix": mix.mean(0).numpy()},
         "truth": mono(reference),
         "estimate": mono(chains),
         "standard deviation": mono(spread),

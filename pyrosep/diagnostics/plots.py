@@ -105,7 +105,7 @@ def plot_spectrograms(
     *,
     title: str = "",
 ) -> Figure:
-    """Spectrograms in dB on one scale, a row for each kind of signal and a column for each name; saved to ``path``.
+    """Spectrograms in dB on one scale, a row for each kind of signal; saved to ``path``.
 
     Arguments:
         rows: by row label, then by column label, signals ``(time,)``.
@@ -117,23 +117,17 @@ def plot_spectrograms(
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = max(len(row) for row in rows.values())
     figure, axes = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(3.2 * len(columns), 2.2 * len(rows)),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
+        len(rows), columns, figsize=(3.2 * columns, 2.2 * len(rows)), squeeze=False, sharex=True, sharey=True
     )
     images = []
     for axis_row, (label, row) in zip(axes, rows.items(), strict=True):
-        for axis, name in zip(axis_row, columns, strict=True):
-            if name not in row:
-                axis.axis("off")
-                continue
-            images.append(_spectrogram(axis, row[name], sample_rate))
-            axis.set_title(f"{name}, {label}" if name != label else name, fontsize=9)
+        for axis in axis_row[len(row) :]:
+            axis.axis("off")
+        for axis, (name, signal) in zip(axis_row, row.items(), strict=False):
+            images.append(_spectrogram(axis, signal, sample_rate))
+            axis.set_title(name if name == label else f"{name}, {label}", fontsize=9)
     top = max(image.get_array().max() for image in images)
     for image in images:
         image.set_clim(top - 80, top)
@@ -142,8 +136,8 @@ def plot_spectrograms(
     for axis in axes[-1]:
         axis.set_xlabel("s")
     figure.suptitle(title, fontsize=11)
-    figure.tight_layout(rect=(0, 0, 0.93, 1))
-    bar = figure.add_axes((0.945, 0.1, 0.012, 0.8))
+    figure.tight_layout(rect=(0, 0, 0.92, 1))
+    bar = figure.add_axes((0.93, 0.1, 0.012, 0.8))
     figure.colorbar(images[0], cax=bar, label="dB")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -98,9 +98,15 @@ class SpectralPreconditioner(Preconditioner):
             rows.append(spectrum.to(like).double() + prior.sigma.to(like).double().square().mean())
         return torch.stack(rows).to(torch.complex128)
 
-    def _likelihood_curvature(self, potential: Potential, z: Values, probes: int) -> Tensor:
+    def _likelihood_curvature(self, potential: Potential, single: Values, probes: int) -> Tensor:
         """``H``, ``(bins, source, source)``, Hermitian and positive semi-definite."""
-        product = hessian_product(potential, z, without=self.names)
+        # A sharp observation has a curvature so large that single precision would drown the priors' in its rounding.
+        try:
+            z = {name: value.double() for name, value in z.items()}
+            product = hessian_product(potential, z, without=self.names)
+        except RuntimeError:  # a network of single precision within the model
+            product = hessian_product(potential, single, without=self.names)
+            z = single
         like = z[self.names[0]]
         bins = self.time // 2 + 1
         found = like.new_zeros(probes, bins, len(self.names), len(self.names), dtype=torch.complex128)
@@ -108,9 +114,9 @@ class SpectralPreconditioner(Preconditioner):
             for trial in range(probes):
                 probe = _random_phase(self.time, like)
                 image = product({other: probe.expand_as(z[name]) * (other == name) for other in self.names})
-                phase = torch.fft.rfft(probe.double())
+                phase = torch.fft.rfft(probe)
                 for row, other in enumerate(self.names):
-                    cross = torch.fft.rfft(image[other].double()) * phase.conj()
+                    cross = torch.fft.rfft(image[other]) * phase.conj()
                     found[trial, :, row, column] = cross.reshape(-1, bins).mean(0)
         curvature = found.mean(0)
         # Of a mix that does not change over time every probe finds the same, and echoes keep their fine structure;

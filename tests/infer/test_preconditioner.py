@@ -113,3 +113,33 @@ def test_sources_of_different_lengths():
 
     with pytest.raises(ShapeError, match="sources of one shape"):
         at_start(Potential(model, num_chains=2))
+
+
+def test_sharp_observation_of_a_wide_spectrum_in_single_precision():
+    """Where the observation is a million times sharper than the priors, rounding must not reach the other directions.
+
+    With the exact preconditioner every step of size one is accepted, but for the rounding of energies of thousands of
+    nats; with a curvature in single precision about half of them were.
+    """
+    slope = torch.linspace(0, 6, 65)
+    priors = {"low": GaussianPrior(10**-slope, 2048), "high": GaussianPrior(10 ** (slope - 6), 2048)}
+    model = linear_mix(priors, noise=1e-3)
+    mix = model().detach()
+    kernel = MALA(model, 1.0, adapt_step_size=False)
+    stats = LangevinMCMC(kernel, 20, 20, num_chains=4).run(mix).sample_stats()
+    assert float(stats["acceptance_rate"].mean()) > 0.95
+
+
+def test_echoes_keep_their_fine_structure():
+    """A delay of a fifth of the frame ripples over five bins, finer than any smoothing over frequency."""
+    priors = {name: GaussianPrior(torch.tensor([1.0, 0.1, 0.01]), 512) for name in ("dry", "wet")}
+
+    def model(mix=None):
+        dry, wet = (pyro.sample(name, prior) for name, prior in priors.items())
+        mean = dry + wet + 0.8 * wet.roll(100, -1)
+        return pyro.sample("mix", dist.Normal(mean, 1e-2).to_event(1), obs=mix)
+
+    mix = model().detach()
+    kernel = MALA(model, 1.0, adapt_step_size=False)
+    stats = LangevinMCMC(kernel, 20, 20, num_chains=4).run(mix).sample_stats()
+    assert float(stats["acceptance_rate"].mean()) > 0.95
