@@ -102,7 +102,7 @@ class SpectralPreconditioner(Preconditioner):
         """``H``, ``(bins, source, source)``, Hermitian and positive semi-definite."""
         # A sharp observation has a curvature so large that single precision would drown the priors' in its rounding.
         try:
-            z = {name: value.double() for name, value in z.items()}
+            z = {name: value.double() for name, value in single.items()}
             product = hessian_product(potential, z, without=self.names)
         except RuntimeError:  # a network of single precision within the model
             product = hessian_product(potential, single, without=self.names)
