@@ -218,6 +218,7 @@ def separate(
     segment: Segment = None,
     overlap: Overlap = 0.25,
     gains: Gains = None,
+    keep: Annotated[int, typer.Option(min=0, help="Posterior draws to write as {source}.drawN.wav.")] = 0,
     sources: Sources = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished tracks again.")] = False,
     seed: Seed = 0,
@@ -231,7 +232,7 @@ def separate(
         from pyrosep.separate import Settings
         from pyrosep.tracks import find_tracks, separate_track
 
-        settings = Settings(method, chains, draws, warmup, segment, overlap, _gains(gains), seed=seed)
+        settings = Settings(method, chains, draws, warmup, segment, overlap, _gains(gains), keep=keep, seed=seed)
         info = model_info(model)
         priors = load_priors(model, sources=sources, device=_device(device))
         reports: dict[str, Any] = {}

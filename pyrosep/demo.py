@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from pyrosep.tracks import separate_track
 __all__ = ["MODEL", "demo_song", "run_demo"]
 
 MODEL = "song-gaussian"
+#: Draws that are written, and that the picture's standard deviations are over.
+KEPT = 16
 #: Streams of the stem file after the first, which is a mix that its makers mastered.
 STREAMS = ("drums", "bass", "other", "vocals")
 
@@ -60,7 +63,7 @@ def run_demo(
     Returns:
         ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``picture``: its path.
     """
-    settings = settings or Settings()
+    settings = replace(settings or Settings(), keep=KEPT)
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
     gains = model_info(MODEL).gains
@@ -80,8 +83,11 @@ def run_demo(
         progress=progress,
     )
     chains = torch.stack([audio.read(folder / f"{name}.wav").samples for name in names])
-    spread = torch.stack([audio.read(folder / f"{name}.std.wav").samples for name in names])
-    exact = separate(mix, rate, priors, replace(settings, method="exact", gains=settings.gains or gains)).mean
+    draws = {
+        name: np.stack([audio.read(folder / f"{name}.draw{i}.wav").samples.mean(0).numpy() for i in range(KEPT)])
+        for name in names
+    }
+    exact = separate(mix, rate, priors, replace(settings, method="exact", keep=0, gains=settings.gains or gains)).mean
     estimates = {"mix as estimate": mix.expand_as(reference), "exact posterior mean": exact, "Langevin chains": chains}
     scores = {
         method: dict(zip(names, si_sdr(estimate, reference).tolist(), strict=True))
@@ -95,7 +101,7 @@ def run_demo(
         "mix": {"mix": mix.mean(0).numpy()},
         "truth": mono(reference),
         "estimate": mono(chains),
-        "standard deviation": mono(spread),
+        "standard deviation": draws,
     }
     picture = out / "demo.png"
     plot_spectrograms(rows, rate, picture, title="The Easton Ellises - Falcon 69, by Gaussian priors and MALA chains")

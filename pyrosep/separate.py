@@ -42,6 +42,8 @@ class Settings:
         gains: ``"mean"``, ``"level"``, ``"fit"``, or one gain a source; ``None`` for the model's own way; see
             :class:`~pyrosep.priors.ModelInfo`.
         noise_db: level of the observation noise below the mix's, in dB.
+        keep: draws of the sources to give beside their mean: spread evenly over all draws, chain after chain. Each is a
+            draw within its windows, which are independent of each other, cross-faded.
         seed: of the chains.
     """
 
@@ -53,6 +55,7 @@ class Settings:
     overlap: float = 0.25
     gains: str | Sequence[float] | None = None
     noise_db: float = -60.0
+    keep: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,6 +66,9 @@ class Settings:
                 raise ConfigurationError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if self.method == "langevin" and self.chains * self.draws < 2:
             raise ConfigurationError("one draw has no standard deviation; take at least 2 chains or draws")
+        most = math.inf if self.method == "exact" else self.chains * self.draws
+        if not 0 <= self.keep <= most:
+            raise ConfigurationError(f"keep must be between 0 and the {most} draws that there are; got {self.keep}")
         if self.segment is not None and not 0 < self.segment < math.inf:
             raise ConfigurationError(f"segment must be a positive number of seconds; got {self.segment}")
         if not 0 <= self.overlap <= 0.5:
@@ -83,6 +89,7 @@ class Separation:
         names: of the sources.
         mean: posterior mean of each source as it is in the mix, ``(source, channel, time)``; they sum to the mix.
         stddev: posterior standard deviation of each sample, the same shape.
+        draws: posterior draws, ``(draw, source, channel, time)``, as many as ``Settings.keep``; each sums to the mix.
         gains: of the sources in the mix, ``(source,)``.
         summaries: of every draw, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; empty for the
             exact method.
@@ -91,6 +98,7 @@ class Separation:
     names: tuple[str, ...]
     mean: Tensor
     stddev: Tensor
+    draws: Tensor
     gains: Tensor
     summaries: dict[str, np.ndarray]
 
@@ -136,8 +144,9 @@ def separate(
     for block in separator.stream(windows_of(mix, separator.window, separator.hop)):
         blocks.append(block)
         progress(block.shape[-1])
-    mean, stddev = torch.cat(blocks, -1).unbind(0)
-    return Separation(separator.names, mean, stddev, separator.gains, separator.summaries())
+    mean, stddev, *draws = torch.cat(blocks, -1).unbind(0)
+    kept = torch.stack(draws) if draws else mean.new_zeros(0, *mean.shape)
+    return Separation(separator.names, mean, stddev, kept, separator.gains, separator.summaries())
 
 
 class Separator:
@@ -240,7 +249,7 @@ class Separator:
     # --- second pass ------------------------------------------------------------------------------------------
 
     def stream(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Mean and standard deviation of the sources, in consecutive blocks ``(2, source, channel, time)``.
+        """Mean, standard deviation and draws of the sources, in blocks ``(2 + keep, source, channel, time)``.
 
         Arguments:
             windows: ``(channel, time)`` of :attr:`window` samples each, :attr:`hop` apart; the last may be shorter.
@@ -253,13 +262,13 @@ class Separator:
         for batch in self._batches(windows):
             lengths = [window.shape[-1] for window in batch]
             mix = torch.stack([self._padded(window) for window in batch])
-            mean, stddev = self._posterior(torch.stack([self._at_model_rate(window) for window in batch]))
-            mean = self._shared_residual(mix, self._at_track_rate(mean), mean)
+            found, stddev = self._posterior(torch.stack([self._at_model_rate(window) for window in batch]))
+            found = self._shared_residual(mix, self._at_track_rate(found), found[0])
             stddev = torch.nn.functional.interpolate(
                 stddev.flatten(0, 2).unsqueeze(1), self.window, mode="linear", align_corners=False
-            ).reshape(mean.shape)
-            for one, spread, length in zip(mean, stddev, lengths, strict=True):
-                yield torch.stack([one, spread])[..., :length]
+            ).reshape(found[0].shape)
+            for index, length in enumerate(lengths):
+                yield torch.stack([found[0, index], stddev[index], *found[1:, index]])[..., :length]
 
     def _batches(self, windows: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         windows = iter(windows)
@@ -269,17 +278,24 @@ class Separator:
             yield [window, *itertools.islice(windows, size - 1)]
 
     def _posterior(self, mix: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation ``(window, source, channel, frame)``, of mixes ``(window, channel, frame)``."""
+        """The posterior of mixes ``(window, channel, frame)``.
+
+        Returns:
+            mean and kept draws ``(1 + keep, window, source, channel, frame)``, and standard deviation
+            ``(window, source, channel, frame)``.
+        """
         mix = mix.to(self.device)
+        if self.settings.method != "exact":
+            return self._sampled(mix)
+        posterior = GaussianPosterior(
+            cast("Mapping[str, GaussianPrior]", self.priors), mix, gains=self.gains, noise=self._noise
+        )
         scale = self.gains[:, None, None]
-        if self.settings.method == "exact":
-            posterior = GaussianPosterior(
-                cast("Mapping[str, GaussianPrior]", self.priors), mix, gains=self.gains, noise=self._noise
-            )
-            mean = posterior.mean.transpose(1, 2).cpu()
-            spread = posterior.stddev.cpu()[:, None, None].expand(mean.shape)
-            return mean * scale, spread * scale
-        return self._sampled(mix)
+        draws = (
+            posterior.sample((self.settings.keep,)) if self.settings.keep else mix.new_zeros(0, *posterior.mean.shape)
+        )
+        found = torch.cat([posterior.mean.unsqueeze(0), draws]).transpose(2, 3).cpu() * scale
+        return found, (posterior.stddev.cpu()[:, None, None] * scale).expand(found.shape[1:])
 
     def _sampled(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         chains, draws = self.settings.chains, self.settings.draws
@@ -304,8 +320,11 @@ class Separator:
         found = audio_summaries(stacked.numpy(), self.model_rate)
         found |= {name: value.reshape(shape).numpy() for name, value in mcmc.sample_stats().items()}
         self._parts.append({name: np.moveaxis(value, 3, 1) for name, value in found.items()})
-        spread, mean = torch.std_mean(stacked.permute(1, 4, 2, 5, 0, 3).flatten(-2), -1)
-        return mean, spread
+        stacked = stacked.transpose(2, 4)  # (chain, window, source, draw, channel, frame)
+        by_draw = stacked.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
+        spread, mean = torch.std_mean(by_draw, 0)
+        kept = torch.arange(self.settings.keep) * len(by_draw) // max(1, self.settings.keep)
+        return torch.cat([mean.unsqueeze(0), by_draw[kept]]), spread
 
     def summaries(self) -> dict[str, np.ndarray]:
         """The summaries of every draw so far, ``(chain, draw, window, channel, ...)``; empty for the exact method."""
@@ -326,22 +345,22 @@ class Separator:
         resampled = audio.resample(sources, self.model_rate, self.sample_rate)[..., : self.window]
         return torch.nn.functional.pad(resampled, (0, self.window - resampled.shape[-1]))
 
-    def _shared_residual(self, mix: Tensor, mean: Tensor, at_model_rate: Tensor) -> Tensor:
+    def _shared_residual(self, mix: Tensor, found: Tensor, mean: Tensor) -> Tensor:
         """Give what the sources leave of the mix to them, so that they sum to it.
 
         Arguments:
             mix: ``(window, channel, time)``.
-            mean: the sources at the track's rate, ``(window, source, channel, time)``.
-            at_model_rate: the same at the priors'.
+            found: mean and draws at the track's rate, ``(1 + keep, window, source, channel, time)``.
+            mean: the mean at the priors' rate, ``(window, source, channel, frame)``.
 
         What is left is the observation noise and, where the track's rate is higher than the priors', all above the
         priors' band. Of that the priors know nothing; it is shared in each window as the sources' power in the
         top octave of the band is.
         """
-        octave = torch.fft.rfft(at_model_rate)[..., self.frame // 4 :]
+        octave = torch.fft.rfft(mean)[..., self.frame // 4 :]
         power = octave.abs().square().sum(-1, keepdim=True) + 1e-12
         share = power / power.sum(1, keepdim=True)
-        return mean + share * (mix - mean.sum(1)).unsqueeze(1)
+        return found + share * (mix - found.sum(2)).unsqueeze(2)
 
 
 def _taper(time: int) -> Tensor:

@@ -90,9 +90,9 @@ def separate_track(
 ) -> dict[str, Any]:
     """Separate one file into ``folder``, window by window; memory does not grow with its length.
 
-    Writes ``{source}.wav`` and ``{source}.std.wav`` (float32, at the file's rate and with its channels),
-    ``run.json``, and for
-    chains ``posterior.nc`` with the summaries of every draw. The folder appears when all of it is written.
+    Writes ``{source}.wav``, ``{source}.std.wav`` and as many ``{source}.drawN.wav`` as the settings ask for (float32,
+    at the file's rate and with its channels), ``run.json``, and for chains ``posterior.nc`` with the summaries of every
+    draw. The folder appears when all of it is written.
 
     Arguments:
         path: of the file.
@@ -168,7 +168,7 @@ def _write_stems(
                 stack.enter_context(audio.Writer(folder / f"{name}{kind}.wav", about.sample_rate, about.channels))
                 for name in separator.names
             ]
-            for kind in ("", ".std")
+            for kind in ("", ".std", *(f".draw{number}" for number in range(separator.settings.keep)))
         ]
         done = 0
         for block in separator.stream(audio.blocks(path, separator.window, hop=separator.hop)):

@@ -108,7 +108,8 @@ def plot_spectrograms(
     """Spectrograms in dB on one scale, a row for each kind of signal; saved to ``path``.
 
     Arguments:
-        rows: by row label, then by column label, signals ``(time,)``.
+        rows: by row label, then by column label, signals ``(time,)``; of draws ``(draw, time)`` the standard deviation
+            over them of every time and frequency is drawn.
         sample_rate: Hz.
         path: of the picture.
     """
@@ -146,9 +147,11 @@ def plot_spectrograms(
 
 def _spectrogram(axis: Any, signal: np.ndarray, sample_rate: float) -> Any:
     size, hop = 1024, 256
-    padded = np.pad(signal, (0, max(0, size - len(signal))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * np.hanning(size)
-    power = np.abs(np.fft.rfft(frames)) ** 2
+    length = signal.shape[-1]
+    padded = np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, max(0, size - length))])
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size, axis=-1)[..., ::hop, :] * np.hanning(size)
+    bins = np.fft.rfft(frames)
+    power = np.abs(bins) ** 2 if signal.ndim == 1 else bins.var(0)
     decibel = 10 * np.log10(power.T + 1e-12)
-    extent = (0, len(signal) / sample_rate, 0, sample_rate / 2000)
+    extent = (0, length / sample_rate, 0, sample_rate / 2000)
     return axis.imshow(decibel, origin="lower", aspect="auto", extent=extent, cmap="magma")
