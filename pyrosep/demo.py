@@ -23,7 +23,7 @@ from pyrosep.tracks import separate_track
 __all__ = ["MODEL", "demo_song", "run_demo"]
 
 MODEL = "song-gaussian"
-#: Draws that are written, and that the picture's standard deviations are over.
+#: Draws that are written (all of them, if there are fewer), and that the picture's standard deviations are over.
 KEPT = 16
 #: Streams of the stem file after the first, which is a mix that its makers mastered.
 STREAMS = ("drums", "bass", "other", "vocals")
@@ -63,7 +63,8 @@ def run_demo(
     Returns:
         ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``picture``: its path.
     """
-    settings = replace(settings or Settings(), keep=KEPT)
+    settings = settings or Settings()
+    settings = replace(settings, keep=min(KEPT, settings.chains * settings.draws))
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
     gains = model_info(MODEL).gains
@@ -84,7 +85,9 @@ def run_demo(
     )
     chains = torch.stack([audio.read(folder / f"{name}.wav").samples for name in names])
     draws = {
-        name: np.stack([audio.read(folder / f"{name}.draw{i}.wav").samples.mean(0).numpy() for i in range(KEPT)])
+        name: np.stack(
+            [audio.read(folder / f"{name}.draw{number}.wav").samples.mean(0).numpy() for number in range(settings.keep)]
+        )
         for name in names
     }
     exact = separate(mix, rate, priors, replace(settings, method="exact", keep=0, gains=settings.gains or gains)).mean

@@ -54,13 +54,9 @@ def encode(
 ) -> Path:
     """Encode by PyAV; stream k holds the samples times (k + 1) / streams."""
     layout = "stereo" if samples.shape[0] == 2 else "mono"
-    muxer = {
-        name: options.pop(name) for name in ("write_xing", "movflags", "id3v2_version") if name in options
-    }
+    muxer = {name: options.pop(name) for name in ("write_xing", "movflags", "id3v2_version") if name in options}
     with av.open(str(path), "w", options=muxer) as container:
-        outputs = [
-            container.add_stream(codec, rate=rate, layout=layout, options=options) for _ in range(streams)
-        ]
+        outputs = [container.add_stream(codec, rate=rate, layout=layout, options=options) for _ in range(streams)]
         for k, output in enumerate(outputs):
             if bits:
                 output.bit_rate = bits
@@ -134,9 +130,7 @@ def test_read_gives_what_was_encoded(make: Maker, channels: int, tmp_path: Path)
     else:
         assert sound.samples.shape[1] == about.frames
         # An M4A's length is stored in milliseconds; LAME pads low rates by some samples more than it says.
-        assert abs(sound.samples.shape[1] - original.shape[1]) <= (
-            RATE / 1000 if make in (make_m4a, make_mp3) else 0
-        )
+        assert abs(sound.samples.shape[1] - original.shape[1]) <= (RATE / 1000 if make in (make_m4a, make_mp3) else 0)
         got = sound.samples[:, : original.shape[1]]
     lossless = make in (make_wav, make_flac)
     snr = 10 * torch.log10(original.square().mean() / (got - original[:, : got.shape[1]]).square().mean())
@@ -150,9 +144,7 @@ def test_parts_equal_the_whole_to_the_sample(make: Maker, tmp_path: Path) -> Non
     path = make(tmp_path)
     whole = audio.read(path).samples
     for start, frames in [(0, 1), (1, 1000), (30_011, 4096), (whole.shape[1] - 77, 50), (50_000, None)]:
-        part = audio.read(
-            path, start=start / RATE, duration=None if frames is None else frames / RATE
-        ).samples
+        part = audio.read(path, start=start / RATE, duration=None if frames is None else frames / RATE).samples
         expected = whole[:, start : None if frames is None else start + frames]
         assert torch.equal(part, expected), (start, frames)
     assert audio.read(path, start=2.9, duration=99).samples.shape[1] == whole.shape[1] - round(2.9 * RATE)
@@ -221,9 +213,7 @@ def test_a_real_stem_file() -> None:
     # A mastered mix is near the sum of its stems, not equal to it.
     assert (mix - torch.stack(stems).sum(0)).square().mean() < 0.1 * mix.square().mean()
     for k, stem in enumerate(stems):
-        assert torch.equal(
-            audio.read(path, stream=k + 1, start=2.0, duration=1.0).samples, stem[:, 88_200:132_300]
-        )
+        assert torch.equal(audio.read(path, stream=k + 1, start=2.0, duration=1.0).samples, stem[:, 88_200:132_300])
 
 
 def test_mono_and_resampling_on_reading(tmp_path: Path) -> None:
@@ -335,12 +325,8 @@ def test_cut_mp3_without_a_length_header_reads_as_shorter(tmp_path: Path) -> Non
     assert 0.4 * whole.shape[1] < part.shape[1] < 0.6 * whole.shape[1]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"q": "0"}, {"q": "9"}, {"abr": "1"}, {"write_xing": "0"}, {"reservoir": "0"}]
-)
-@pytest.mark.parametrize(
-    ("rate", "bits"), [(44_100, 128_000), (48_000, 320_000), (16_000, 24_000), (8_000, 8_000)]
-)
+@pytest.mark.parametrize("options", [{}, {"q": "0"}, {"q": "9"}, {"abr": "1"}, {"write_xing": "0"}, {"reservoir": "0"}])
+@pytest.mark.parametrize(("rate", "bits"), [(44_100, 128_000), (48_000, 320_000), (16_000, 24_000), (8_000, 8_000)])
 @pytest.mark.parametrize("seconds", [0.03, 2.0])
 def test_intact_mp3_gives_no_alarm(
     options: dict[str, str], rate: int, bits: int, seconds: float, tmp_path: Path
@@ -548,9 +534,7 @@ def test_writing_what_can_not_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 # Resampling
 
 
-@pytest.mark.parametrize(
-    ("rate", "other"), [(44_100, 14_700), (44_100, 16_000), (16_000, 44_100), (48_000, 44_100)]
-)
+@pytest.mark.parametrize(("rate", "other"), [(44_100, 14_700), (44_100, 16_000), (16_000, 44_100), (48_000, 44_100)])
 def test_a_sine_survives_there_and_back(rate: int, other: int) -> None:
     time = torch.arange(2 * rate + 1, dtype=torch.float64) / rate
     sine = torch.sin(2 * math.pi * 0.35 * min(rate, other) * time).to(torch.float32)
@@ -609,9 +593,7 @@ def test_without_torchaudio(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_import_is_light() -> None:
-    code = (
-        "import sys, pyrosep.audio; print([m for m in ('torchaudio', 'soundfile', 'av') if m in sys.modules])"
-    )
+    code = "import sys, pyrosep.audio; print([m for m in ('torchaudio', 'soundfile', 'av') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 

@@ -96,9 +96,7 @@ def test_grid(songs: StemFolder, hop: int | None, pad: bool) -> None:
     places = [(item.song, item.start) for item in grid]
     expected = []
     for song in songs:
-        count = (
-            max(1, math.ceil((song.frames - frame) / step) + 1) if pad else (song.frames - frame) // step + 1
-        )
+        count = max(1, math.ceil((song.frames - frame) / step) + 1) if pad else (song.frames - frame) // step + 1
         expected += [(song.name, k * step) for k in range(max(count, 0))]
     assert places == expected
     assert len(grid) == len(expected)

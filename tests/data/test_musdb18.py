@@ -54,9 +54,7 @@ def stems(tmp_path: Path) -> Path:
             with av.open(str(tmp_path / subset / f"{name}.stem.mp4"), "w", format="mp4") as container:
                 outputs = [container.add_stream("aac", rate=RATE, layout="stereo") for _ in IDS]
                 for stem, output in zip(IDS, outputs, strict=True):
-                    frame = av.AudioFrame.from_ndarray(
-                        sound(stem, name).numpy().astype(np.float32), "fltp", "stereo"
-                    )
+                    frame = av.AudioFrame.from_ndarray(sound(stem, name).numpy().astype(np.float32), "fltp", "stereo")
                     frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
                     for packet in [*output.encode(frame), *output.encode(None)]:
                         container.mux(packet)

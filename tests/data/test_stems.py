@@ -15,9 +15,7 @@ from pyrosep.errors import ConfigurationError, DataError, EmptyAudioError, Missi
 RATE = 8000
 
 
-def put(
-    path: Path, level: float = 0.1, frames: int = 1000, rate: int = RATE, channels: int = 1
-) -> torch.Tensor:
+def put(path: Path, level: float = 0.1, frames: int = 1000, rate: int = RATE, channels: int = 1) -> torch.Tensor:
     """A ramp of a level of its own, as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = level * (1 + torch.arange(channels * frames).reshape(channels, frames) / (channels * frames))

@@ -1,0 +1,769 @@
+"""The command line: what each command does with its options, and one line for everything that can go wrong."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from pyrosep import GaussianPrior, audio, save_priors
+from pyrosep.cli import app
+from pyrosep.priors import load_priors, model_info
+
+RATE = 8_000
+#: ArviZ 0.23 draws by a call that Matplotlib 3.11 deprecates; a person at the command line does not see it.
+arviz_on_matplotlib = pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")
+#: Warnings of chains are printed, as they are outside of tests, instead of being errors.
+said = pytest.mark.filterwarnings("default:chains .* did not move")
+COMMANDS = ("demo", "separate", "evaluate", "train-prior", "models", "diagnose")
+QUICK = ("--chains", "2", "--draws", "6", "--warmup", "4", "--segment", "0.1")
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch):
+    """No colours, wide tables, no traceback by request; and the number of threads, which commands may change, back."""
+    for name in ("PYROSEP_DEBUG", "FORCE_COLOR", "GITHUB_ACTIONS", "MUSDB_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("NO_COLOR", "1")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def done(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result
+
+
+def failed(*arguments, code=1):
+    """Run what must fail; the one line that it ends with."""
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit), "no exception gets out"
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.splitlines()
+    assert re.match(r"pyrosep: (error|interrupted): \S", line)
+    return line
+
+
+def noise(channels=1, seconds=0.25, rate=RATE):
+    return 0.1 * torch.randn(channels, round(seconds * rate), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of two Gaussian sources with short frames."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    low, high = torch.tensor([1.0, 0.1, 0.01]), torch.tensor([0.01, 0.1, 1.0])
+    priors = {
+        "low": GaussianPrior(low, 800, sample_rate=RATE),
+        "high": GaussianPrior(high, 800, sample_rate=RATE),
+    }
+    save_priors(folder, priors, summary="two sources")
+    return folder
+
+
+@pytest.fixture
+def song(tmp_path):
+    audio.write(tmp_path / "song.wav", noise(2), RATE)
+    return tmp_path / "song.wav"
+
+
+@pytest.fixture
+def stems(tmp_path, model):
+    """A folder of two songs with stems that are as the model has them."""
+    for name in ("a", "b"):
+        (tmp_path / "stems" / name).mkdir(parents=True)
+        for source, prior in load_priors(model, frame=4000).items():
+            audio.write(tmp_path / "stems" / name / f"{source}.wav", 0.1 * prior.sample((1,)), RATE)
+    return tmp_path / "stems"
+
+
+# Help and usage
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS), ("train-prior", "gaussian")])
+def test_help(command):
+    text = done(*command, "--help").output
+    assert "Usage:" in text
+    if not command:
+        assert all(name in text for name in COMMANDS)
+    elif command != ("train-prior",):
+        for option in ("--seed", "-d", "--device", "--quiet", "--json"):
+            assert option in text, option
+
+
+def test_help_of_separate_names_its_options():
+    text = done("separate", "--help").output
+    for option in ("-n", "--model", "-o", "--out", "--method", "--chains", "--draws", "--segment", "--overlap"):
+        assert option in text, option
+
+
+@pytest.mark.parametrize("arguments", [(), ("train-prior",)])
+def test_without_arguments_there_is_help(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("sing",), "No such command 'sing'"),
+        (("separate",), "Missing argument"),
+        (("separate", "x.wav", "--loud"), "No such option: --loud"),
+        (("separate", "x.wav", "--chains", "0"), "greater than or equal to 1"),
+        (("separate", "x.wav", "--chains", "many"), "--chains"),
+        (("separate", "x.wav", "--warmup", "-1"), "--warmup"),
+        (("evaluate",), "--data"),
+        (("train-prior", "gaussian", "--data", "toy"), "--out"),
+        (("diagnose",), "Missing argument"),
+    ],
+)
+def test_usage_errors(arguments, words):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert words in result.stderr or "x>=1" in result.stderr
+    assert result.stdout == ""
+
+
+# Separation
+
+
+def sums_to(folder, mix, names=("low", "high")):
+    total = sum(audio.read(folder / f"{name}.wav").samples for name in names)
+    return total.shape == mix.shape and 10 * torch.log10((total - mix).square().mean() / mix.square().mean()) < -60
+
+
+def encode_mp3(path, samples, rate):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libmp3lame", rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(samples.numpy().astype(np.float32), "fltp", "stereo")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def test_separate_a_file(song, model, tmp_path):
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    result = done("separate", song, "-n", model, "-o", out, *QUICK, "--json", figures, "--seed", 3, "-d", "cpu")
+    folder = out / "tiny" / "song"
+    assert sums_to(folder, audio.read(song).samples)
+    names = {"low.wav", "low.std.wav", "high.wav", "high.std.wav", "posterior.nc", "run.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    report = json.loads(figures.read_text())
+    assert report == {"song": json.loads((folder / "run.json").read_text())}
+    assert report["song"]["settings"]["seed"] == 3
+    assert report["song"]["settings"]["chains"] == 2
+    assert report["song"]["device"] == "cpu"
+    assert str(folder) in result.stdout
+    assert "R-hat" in result.stdout
+
+
+def test_keep_writes_draws(song, model, tmp_path):
+    done("separate", song, "-n", model, "-o", tmp_path / "out", "--method", "exact", "--keep", 2)
+    assert {path.name for path in (tmp_path / "out" / "tiny" / "song").glob("*draw*")} == {
+        "low.draw0.wav", "low.draw1.wav", "high.draw0.wav", "high.draw1.wav",
+    }  # fmt: skip
+
+
+def test_separate_a_file_an_mp3_of_it_and_a_folder_of_both(tmp_path, model):
+    both = tmp_path / "both"
+    both.mkdir()
+    mix = noise(2, 0.5, 44_100)
+    audio.write(both / "song.wav", mix, 44_100)
+    encode_mp3(both / "song.mp3", mix, 44_100)
+    done("separate", both / "song.wav", "-n", model, "-o", tmp_path / "wav", *QUICK)
+    done("separate", both / "song.mp3", "-n", model, "-o", tmp_path / "mp3", *QUICK)
+    done("separate", both, "-n", model, "-o", tmp_path / "folder", *QUICK)
+    decoded = audio.read(both / "song.mp3").samples
+    assert sums_to(tmp_path / "wav" / "tiny" / "song", mix)
+    assert sums_to(tmp_path / "mp3" / "tiny" / "song", decoded)
+    assert sums_to(tmp_path / "folder" / "tiny" / "song.wav", mix)
+    assert sums_to(tmp_path / "folder" / "tiny" / "song.mp3", decoded)
+
+
+def test_separate_again(song, model, tmp_path):
+    command = ("separate", song, "-n", model, "-o", tmp_path / "out", "--method", "exact")
+    done(*command)
+    assert "done before, kept" in done(*command).stdout
+    assert "another settings; use --overwrite" in failed(*command, "--overlap", "0.5")
+    assert "another sources; use --overwrite" in failed(*command, "--source", "low")
+    assert "kept" not in done(*command, "--overlap", "0.5", "--overwrite").stdout
+
+
+def test_the_output_may_lie_in_the_folder_that_is_separated(song, model):
+    command = ("separate", song.parent, "-n", model, "-o", song.parent / "out", "--method", "exact")
+    assert done(*command).stdout.startswith("song: ")
+    assert done(*command).stdout.splitlines() == [f"song: done before, kept ({song.parent / 'out' / 'tiny' / 'song'})"]
+
+
+@arviz_on_matplotlib
+def test_quiet(song, model, stems, tmp_path):
+    exact = ("--method", "exact", "--quiet")
+    for command in (
+        ("separate", song, "-n", model, "-o", tmp_path / "out", *QUICK, "--quiet"),
+        ("evaluate", "--data", stems, "-n", model, *exact),
+        ("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model", "--quiet"),
+        ("models", "--quiet"),
+        ("diagnose", tmp_path / "out" / "tiny" / "song", "--quiet"),
+    ):
+        assert done(*command).output == "", command
+
+
+def test_seed(song, model, tmp_path):
+    def stem(folder, seed):
+        done("separate", song, "-n", model, "-o", tmp_path / folder, *QUICK, "--seed", seed)
+        return audio.read(tmp_path / folder / "tiny" / "song" / "low.wav").samples
+
+    first = stem("a", 1)
+    assert torch.equal(stem("b", 1), first)
+    assert not torch.equal(stem("c", 2), first)
+
+
+@pytest.mark.parametrize("gains", ["mean", "level", "fit", "0.5,2"])
+def test_gains(song, model, tmp_path, gains):
+    figures = tmp_path / "figures.json"
+    options = ("--gains", gains, "--method", "exact", "--json", figures)
+    done("separate", song, "-n", model, "-o", tmp_path / "out", *options)
+    found = json.loads(figures.read_text())["song"]["gains"]
+    if gains == "mean":
+        assert found == {"low": 0.5, "high": 0.5}
+    elif gains == "0.5,2":
+        assert found == {"low": 0.5, "high": 2.0}
+    else:
+        assert min(found.values()) > 0
+
+
+# Everything that can be wrong with a track
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def text(path):
+    path.write_text("This is not audio, whatever its name says.\n" * 50)
+
+
+def truncated(path):
+    audio.write(path, noise(), RATE)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def no_samples(path):
+    soundfile.write(path, np.zeros((0, 1), np.float32), RATE)
+
+
+def nan(path):
+    samples = noise()
+    samples[0, 1500] = math.nan
+    soundfile.write(path, samples.T.numpy(), RATE, subtype="FLOAT")
+
+
+def infinite(path):
+    samples = noise()
+    samples[0, 3] = math.inf
+    soundfile.write(path, samples.T.numpy(), RATE, subtype="FLOAT")
+
+
+def no_rate(path):
+    audio.write(path, noise(), RATE)
+    data = bytearray(path.read_bytes())
+    data[24:28] = bytes(4)  # where the fmt chunk of a plain header has the rate
+    path.write_bytes(data)
+
+
+def silence(path):
+    audio.write(path, torch.zeros(1, 2000), RATE)
+
+
+FAULTS = {
+    empty: "0 bytes",
+    text: "audio",
+    truncated: "end|cut|truncat",
+    no_samples: "no samples|without a single sample|sample",
+    nan: "NaN",
+    infinite: "infinite",
+    no_rate: "rate",
+    silence: "silent",
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_bad_files_get_one_line(fault, words, model, tmp_path):
+    fault(tmp_path / "bad.wav")
+    line = failed("separate", tmp_path / "bad.wav", "-n", model, "-o", tmp_path / "out", "--method", "exact")
+    assert "bad.wav" in line
+    assert "unexpected" not in line
+    assert re.search(words, line)
+    assert not list((tmp_path / "out").rglob("*.wav"))
+
+
+def test_a_missing_file_gets_one_line(model, tmp_path):
+    line = failed("separate", tmp_path / "gone.wav", "-n", model, "-o", tmp_path / "out")
+    assert "no file or folder" in line
+    assert "gone.wav" in line
+
+
+def test_a_folder_without_audio_gets_one_line(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no audio file" in failed("separate", tmp_path / "empty", "-n", model, "-o", tmp_path / "out")
+
+
+def test_other_tracks_are_still_done(song, model, tmp_path):
+    for fault in FAULTS:
+        fault(tmp_path / f"{fault.__name__}.wav")
+    (tmp_path / "nothing").mkdir()
+    inputs = [tmp_path / "gone.wav", tmp_path / "nothing", *(tmp_path / f"{fault.__name__}.wav" for fault in FAULTS)]
+    figures = tmp_path / "figures.json"
+    options = ("-n", model, "-o", tmp_path / "out", "--method", "exact", "--json", figures)
+    result = run("separate", *inputs, song, *options)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(inputs) + 1
+    assert lines[-1] == f"pyrosep: error: {len(inputs)} of {len(inputs) + 1} tracks failed"
+    for name in ("gone", "nothing", *(fault.__name__ for fault in FAULTS)):
+        assert sum(name in line for line in lines) >= 1, name
+    assert sums_to(tmp_path / "out" / "tiny" / "song", audio.read(song).samples)
+    assert [path.name for path in (tmp_path / "out" / "tiny").iterdir()] == ["song"]
+    reports = json.loads(figures.read_text())
+    assert len(reports) == len(inputs) + 1
+    assert sum("error" in report for report in reports.values()) == len(inputs)
+    assert "error" not in reports["song"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory; take fewer --chains or --draws"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), "out of memory; take fewer"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out of memory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("two\nlines"), "unexpected RuntimeError: two lines (PYROSEP_DEBUG=1 shows where)"),
+    ],
+    ids=["memory", "cuda-memory", "allocator", "disk", "unexpected"],
+)
+def test_a_track_that_fails_lets_the_others_be(error, words, song, model, tmp_path, monkeypatch):
+    from pyrosep import tracks
+
+    audio.write(tmp_path / "large.wav", noise(), RATE)
+    separate_track = tracks.separate_track
+
+    def fails(path, *arguments, **options):
+        if path.stem == "large":
+            raise error
+        return separate_track(path, *arguments, **options)
+
+    monkeypatch.setattr(tracks, "separate_track", fails)
+    options = ("-n", model, "--method", "exact")
+    line = failed("separate", tmp_path / "large.wav", "-o", tmp_path / "one", *options)
+    assert "large.wav" in line
+    assert words in line
+    result = run("separate", tmp_path / "large.wav", song, "-o", tmp_path / "two", *options)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 2
+    assert (tmp_path / "two" / "tiny" / "song" / "run.json").is_file()
+
+
+def test_an_interruption_keeps_what_is_finished(song, model, tmp_path, monkeypatch):
+    from pyrosep import tracks
+
+    audio.write(tmp_path / "zebra.wav", noise(), RATE)
+    separate_track = tracks.separate_track
+
+    def interrupted(path, *arguments, **options):
+        if path.stem == "zebra":
+            raise KeyboardInterrupt
+        return separate_track(path, *arguments, **options)
+
+    command = ("separate", song, tmp_path / "zebra.wav", "-n", model, "-o", tmp_path / "out", "--method", "exact")
+    with monkeypatch.context() as patch:
+        patch.setattr(tracks, "separate_track", interrupted)
+        line = failed(*command, code=130)
+    assert line == "pyrosep: interrupted: what was finished is kept; run the same command again to go on"
+    lines = done(*command).stdout.splitlines()
+    assert lines[0].startswith("song: done before, kept")
+    assert lines[1].startswith("zebra: ")
+    assert "kept" not in lines[1]
+
+
+def test_the_trace_of_an_unexpected_error_on_request(song, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYROSEP_DEBUG", "1")
+    monkeypatch.setattr("pyrosep.tracks.separate_track", lambda *arguments, **options: 1 / 0)
+    assert "Traceback" in run("separate", song, "-n", model, "-o", tmp_path / "out").stderr
+
+
+# Everything that can be wrong with the rest
+
+
+def test_unknown_model(song, tmp_path):
+    for command in (("separate", song), ("evaluate", "--data", "toy"), ("evaluate", "--data", song.parent)):
+        line = failed(*command, "-n", "nonesuch")
+        assert "no model 'nonesuch': expected one that ships (band-gaussian, song-gaussian, toy)" in line
+
+
+def broken(folder, kind):
+    if kind == "json":
+        (folder / "config.json").write_text("{")
+    elif kind == "list":
+        (folder / "config.json").write_text("[]")
+    elif kind == "keys":
+        (folder / "config.json").write_text('{"family": "gaussian"}')
+    elif kind == "family":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"family": "polka"}))
+    elif kind == "cut":
+        data = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        (folder / "model.safetensors").write_bytes(b"")
+    else:
+        (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("kind", ["json", "list", "keys", "family", "cut", "empty", "no weights"])
+def test_a_damaged_model(kind, song, model, tmp_path):
+    folder = tmp_path / "damaged"
+    save_priors(folder, load_priors(model))
+    broken(folder, kind)
+    line = failed("separate", song, "-n", folder, "-o", tmp_path / "out")
+    assert "unexpected" not in line
+    assert "damaged" in line
+
+
+@pytest.mark.parametrize("device", ["tpu", "cudax", "cuda:x", ""])
+def test_an_unknown_device(device, song, model, stems, tmp_path):
+    commands = (
+        ("separate", song, "-n", model, "-o", tmp_path / "out"),
+        ("evaluate", "--data", stems, "-n", model),
+        ("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model"),
+        ("demo", "-o", tmp_path / "demo"),
+    )
+    for command in commands:
+        assert f"expected a device auto, cpu, cuda or cuda:N; got {device!r}" in failed(*command, "-d", device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_no_cuda(device, song, model, tmp_path):
+    line = failed("separate", song, "-n", model, "-o", tmp_path / "out", "-d", device)
+    assert line.endswith(f"device {device} was asked for, but there is no CUDA device here; use -d cpu")
+
+
+@pytest.mark.gpu
+def test_cuda(song, model, tmp_path):
+    done("separate", song, "-n", model, "-o", tmp_path / "out", "-d", "cuda", *QUICK)
+    assert sums_to(tmp_path / "out" / "tiny" / "song", audio.read(song).samples)
+    assert "CUDA devices" in failed("separate", song, "-n", model, "-o", tmp_path / "other", "-d", "cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--gains", "loud"), "--gains takes mean, level, fit or numbers by commas; got 'loud'"),
+        (("--gains", "1,,2"), "--gains takes"),
+        (("--gains", "1,nan"), "gains must be finite"),
+        (("--gains", "1,2,3"), "expected 2 gains"),
+        (("--method", "magic"), "method must be one of"),
+        (("--overlap", "0.9"), "overlap must be between 0 and 0.5"),
+        (("--overlap", "nan"), "overlap must be between 0 and 0.5"),
+        (("--segment", "0"), "segment must be a positive number"),
+        (("--segment", "inf"), "segment must be a positive number"),
+        (("--segment", "0.0001"), "fewer than 2 samples"),
+        (("--chains", "1", "--draws", "1"), "at least 2 chains or draws"),
+        (("--source", "tuba"), "asked for ['tuba']"),
+    ],
+)
+def test_options_out_of_range(options, words, song, model, tmp_path):
+    line = failed("separate", song, "-n", model, "-o", tmp_path / "out", *options)
+    assert words in line
+    assert "unexpected" not in line
+
+
+def test_exact_needs_gaussians(song, tmp_path):
+    assert "needs Gaussian priors" in failed("separate", song, "-n", "toy", "-o", tmp_path, "--method", "exact")
+
+
+@pytest.mark.parametrize("where", ["out", "json"])
+def test_a_place_that_can_not_be_written_to(where, song, model, tmp_path):
+    (tmp_path / "file").write_text("x")
+    place = tmp_path / "file" / "below"
+    out, figures = (place, tmp_path / "x.json") if where == "out" else (tmp_path / "out", place)
+    line = failed("separate", song, "-n", model, "-o", out, "--method", "exact", "--json", figures)
+    assert "unexpected" not in line
+
+
+# Evaluation
+
+
+def test_evaluate_a_folder(stems, model, tmp_path):
+    figures = tmp_path / "figures.json"
+    options = ("--method", "exact", "--method", "langevin", *QUICK, "--seed", 1, "-d", "cpu", "--json", figures)
+    text = done("evaluate", "--data", stems, "-n", model, *options).stdout
+    for words in ("tiny on", "2 mixes", "low", "high", "mean", "exact", "langevin", "of computing a second of audio"):
+        assert words in text
+    report = json.loads(figures.read_text())
+    assert set(report) == {"data", "model", "settings", "summary", "real_time_factor", "scores"}
+    assert report["settings"]["seed"] == 1
+    assert set(report["real_time_factor"]) == {"exact", "langevin"}
+    assert len(report["scores"]) == 2 * 3 * 2
+    rows = {(row["method"], row["source"]): row for row in report["summary"]}
+    assert rows["exact", "low"]["count"] == 2
+    assert rows["exact", "mean"]["si_sdr_improvement_mean"] > 3
+    assert rows["mix", "mean"]["si_sdr_improvement_mean"] == 0
+
+
+def test_evaluate_a_part(stems, model, tmp_path):
+    figures = tmp_path / "figures.json"
+    options = ("--songs", 1, "--seconds", 0.2, "--stereo", "--source", "low", "--json", figures)
+    done("evaluate", "--data", stems, "-n", model, "--method", "exact", *options)
+    scores = json.loads(figures.read_text())["scores"]
+    assert {(score["name"], score["source"]) for score in scores} == {("a", "low")}
+
+
+@said
+def test_evaluate_toy_data(tmp_path):
+    """The exact toy densities are far too peaked for so few steps: a warning says that chains did not move."""
+    figures = tmp_path / "figures.json"
+    options = ("--songs", 1, "--frame", 64, "--source", "sine", "--source", "saw", "--json", figures)
+    result = run("evaluate", "--data", "toy", *options, "--chains", 2, "--draws", 4, "--warmup", 0)
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"pyrosep: warning: chains \[.*\] did not move in 4 steps; .*\n", result.stderr)
+    report = json.loads(figures.read_text())
+    assert report["model"] == "toy"
+    assert {score["source"] for score in report["scores"]} == {"sine", "saw"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "gone"), "no folder gone"),
+        (("--data", "musdb"), "MUSDB_PATH"),
+        (("--data", "STEMS", "-n", "toy"), "asked for ['high', 'low']"),
+        (("--data", "STEMS", "--source", "tuba"), "'tuba'"),
+        (("--data", "STEMS", "--method", "magic"), "method must be one of"),
+        (("--data", "toy", "--source", "tuba"), "tuba"),
+        (("--data", "toy", "--method", "exact", "--songs", "1"), "needs Gaussian priors"),
+    ],
+)
+def test_evaluate_with_bad_input(options, words, stems, model):
+    options = [str(stems) if option == "STEMS" else option for option in options]
+    if "-n" not in options and "toy" not in options:
+        options += ["-n", str(model)]
+    line = failed("evaluate", *options)
+    assert words in line
+    assert "unexpected" not in line
+
+
+def test_evaluate_a_damaged_stem(stems, model):
+    nan(stems / "a" / "low.wav")
+    audio.write(stems / "a" / "high.wav", noise(), RATE)
+    assert "NaN" in failed("evaluate", "--data", stems, "-n", model, "--method", "exact")
+
+
+def test_evaluate_silence(stems, model):
+    for path in stems.rglob("*.wav"):
+        audio.write(path, torch.zeros(1, 100), RATE)
+    assert "no source of" in failed("evaluate", "--data", stems, "-n", model)
+
+
+def test_figures_without_a_number_are_null(stems, model, tmp_path, monkeypatch):
+    """Strict readers of JSON know no NaN and no infinity."""
+    monkeypatch.setattr(
+        "pyrosep.evaluate.bss_eval", lambda truth, estimate, rate: {"SIR": [math.inf] * 2, "SDR": [math.nan] * 2}
+    )
+    figures = tmp_path / "figures.json"
+    done("evaluate", "--data", stems, "-n", model, "--method", "exact", "--bss-eval", "--json", figures)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(figures.read_text(), parse_constant=refuse)["scores"][0]["bss"] == {"SIR": None, "SDR": None}
+
+
+# Training
+
+
+def test_train_a_prior_and_evaluate_it(stems, tmp_path):
+    out, figures = tmp_path / "trained", tmp_path / "figures.json"
+    train = ("train-prior", "gaussian", "--data", stems, "-o", out, "--frame", 512, "--window", 64)
+    text = done(*train, "--source", "low", "--summary", "first", "--gains", "level", "--json", figures).stdout
+    assert f"written to {out}" in text
+    assert "low: recordings 2" in text
+    assert json.loads(figures.read_text())["low"]["recordings"] == 2
+    assert model_info(out).sources == ("low",)
+    done(*train, "--source", "high", "--seed", 1, "-d", "cpu")
+    info = model_info(out)
+    assert (info.sources, info.frame, info.sample_rate, info.summary) == (("low", "high"), 512, RATE, "first")
+    done("evaluate", "--data", stems, "-n", out, "--method", "exact", "--json", figures)
+    rows = {(row["method"], row["source"]): row for row in json.loads(figures.read_text())["summary"]}
+    assert rows["exact", "mean"]["si_sdr_improvement_mean"] > 3
+
+
+def test_train_at_another_rate(stems, tmp_path):
+    options = ("--sample-rate", 4000, "--frame", 256, "--window", 64)
+    done("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model", *options)
+    assert model_info(tmp_path / "model").sample_rate == 4000
+    options = ("--sample-rate", 4000, "--frame", 512, "--window", 64)
+    line = failed("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model", *options)
+    assert "write them to another folder" in line
+
+
+def test_train_on_toy_data(tmp_path, monkeypatch):
+    out, figures = tmp_path / "toy-gaussian", tmp_path / "figures.json"
+    options = ("--source", "saw", "--source", "sine", "--frame", 1024, "--window", 512, "--gains", "mean")
+    done("train-prior", "gaussian", "--data", "toy", "-o", out, *options)
+    assert model_info(out).sources == ("saw", "sine")
+    assert model_info(out).sample_rate == 14_700
+    options = ("--source", "saw", "--source", "sine", "--songs", 2, "--frame", 1024, "--method", "exact")
+    done("evaluate", "--data", "toy", "-n", out, *options, "--json", figures)
+    assert json.loads(figures.read_text())["settings"]["gains"] == "mean"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "gone"), "no folder gone"),
+        (("--data", "musdb"), "MUSDB_PATH"),
+        (("--data", "toy", "--source", "tuba"), "tuba"),
+        (("--data", "STEMS", "--source", "tuba"), "'tuba'"),
+        (("--data", "STEMS", "--window", "7"), "even number"),
+        (("--data", "STEMS", "--window", "8192"), "at least one frame"),
+        (("--data", "STEMS", "--gains", "loud"), "gains must be one of"),
+    ],
+)
+def test_train_with_bad_input(options, words, stems, tmp_path):
+    options = [str(stems) if option == "STEMS" else option for option in options]
+    line = failed("train-prior", "gaussian", *options, "-o", tmp_path / "model")
+    assert words in line
+    assert "unexpected" not in line
+    assert not (tmp_path / "model").exists()
+
+
+# Models, diagnoses, the demonstration
+
+
+def test_models(tmp_path):
+    text = done("models", "--json", tmp_path / "figures.json", "--seed", 1, "-d", "cpu").stdout
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert [one["name"] for one in found] == ["band-gaussian", "song-gaussian", "toy"]
+    for one in found:
+        assert one["name"] in text
+        assert str(one["sample_rate"]) in text
+    assert set(found[0]["sources"]) == {"bass", "drums", "guitar", "piano"}
+    assert set(found[1]["sources"]) == {"bass", "drums", "vocals", "other"}
+
+
+@arviz_on_matplotlib
+def test_diagnose(song, model, tmp_path):
+    done("separate", song, "-n", model, "-o", tmp_path / "out", *QUICK)
+    folder, figures = tmp_path / "out" / "tiny" / "song", tmp_path / "figures.json"
+    text = done("diagnose", folder, "--rows", 3, "--json", figures, "--seed", 1, "-d", "cpu").stdout
+    assert "r_hat" in text
+    report = json.loads(figures.read_text())
+    assert report["verdict"] in text
+    assert len(report["pictures"]) >= 3
+    for picture in report["pictures"]:
+        with open(picture, "rb") as file:
+            assert file.read(4) == b"\x89PNG"
+    assert "energy_db" in "".join(report["summaries"])
+    done("diagnose", folder / "posterior.nc", "-o", tmp_path / "pictures", "--quiet")
+    assert list((tmp_path / "pictures").iterdir())
+
+
+def test_diagnose_with_bad_input(tmp_path):
+    assert "no file" in failed("diagnose", tmp_path / "gone.nc")
+    assert "no file" in failed("diagnose", tmp_path)
+    (tmp_path / "posterior.nc").write_text("not NetCDF")
+    assert "not a NetCDF file" in failed("diagnose", tmp_path)
+
+
+@pytest.fixture
+def short_song(monkeypatch):
+    """The demonstration's song, its stems two seconds of noise."""
+    stems = {name: noise(2, 2.0, 16_000) * (1 + k) for k, name in enumerate(("drums", "bass", "other", "vocals"))}
+    monkeypatch.setattr("pyrosep.demo.demo_song", lambda: (sum(stems.values()), stems, 16_000))
+
+
+@pytest.mark.slow
+@said
+def test_demo(tmp_path, short_song):
+    figures = tmp_path / "figures.json"
+    options = ("--chains", 2, "--draws", 8, "--warmup", 8, "--seed", 1, "-d", "cpu", "--json", figures)
+    text = done("demo", "-o", tmp_path / "demo", *options).stdout
+    for words in ("mix as estimate", "exact posterior mean", "Langevin chains", "R-hat", "ESS", "sum to the mix"):
+        assert words in text
+    assert str(tmp_path / "demo" / "demo.png") in text
+    report = json.loads(figures.read_text())
+    assert set(report["scores"]) == {"mix as estimate", "exact posterior mean", "Langevin chains"}
+    assert report["total_seconds"] > 0
+    again = run("demo", "-o", tmp_path / "demo", *options[:2], "--draws", 3, "--warmup", 8)
+    assert again.exit_code == 0, "too few draws for R-hat are said to be so, and no error"
+    assert "at least 4 draws" in again.stdout
+    assert done("demo", "-o", tmp_path / "demo", *options, "--quiet").output == ""
+
+
+def test_demo_without_its_song(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "stempeg" in failed("demo", "-o", tmp_path / "demo")
+
+
+# As a program
+
+
+def program(*arguments, **options):
+    environment = {name: value for name, value in os.environ.items() if name != "PYROSEP_DEBUG"}
+    command = [sys.executable, "-m", "pyrosep", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+
+
+@pytest.mark.slow
+def test_as_a_program(song, model, tmp_path):
+    good = program("separate", song, "-n", model, "--method", "exact", cwd=tmp_path)
+    assert good.stderr == ""
+    assert good.returncode == 0
+    assert sums_to(tmp_path / "separated" / "tiny" / "song", audio.read(song).samples)
+    bad = program("separate", "gone.wav", "-n", model, cwd=tmp_path)
+    assert bad.returncode == 1
+    assert bad.stderr == "pyrosep: error: no file or folder gone.wav; check the path\n"
+    assert bad.stdout == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c(song, model, tmp_path):
+    """The program gets the signal in the middle of a track, ends with 130 and leaves no track half-written."""
+    import signal
+    import time
+
+    command = [sys.executable, "-m", "pyrosep", "separate", str(song), "-n", str(model), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--warmup", "10000000"], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out" / "tiny").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert stderr == "pyrosep: interrupted: what was finished is kept; run the same command again to go on\n"
+    assert list((tmp_path / "out" / "tiny").iterdir()) == []

@@ -1,0 +1,85 @@
+"""Every example runs, with flags that make it short; the pages of `docs/` name every option of the command line."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from pyrosep.cli import app
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--frame", "64", "--chains", "2", "--draws", "40", "--warmup", "100", "--thinning", "1"]
+
+EXAMPLES = {
+    "custom_mixing_model": (SHORT, [r"r_hat", r"^echo ", r"^noise ", r"energy_db\[wet\]", r"largest R-hat"]),
+    "unknown_gains": (SHORT, [r"^low: gain [\d.]+ \+- [\d.]+, true 1\.50; SNR", r"^high: gain", r"largest R-hat"]),
+    "stereo_panning": (SHORT, [r"^low: pan -?[\d.]+ \+- [\d.]+, true -0\.600", r"^high: pan", r"largest R-hat"]),
+    "stock_pyro_kernels": (
+        ["--frame", "16", "--draws", "30", "--warmup", "30", "--leapfrog", "3"],
+        [r"^HMC: 180 gradients, error of the mean [\d.]+ post", r"^MALA: 60 gradients"],
+    ),
+    "toy_exact_prior": (["--frame", "128", "--size", "2", "--sigma", "0.1", "1"], [r"^ +0\.10 +\d", r"^ +1\.00 "]),
+}
+
+
+def run(name, arguments):
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"](arguments)
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name, capsys):
+    arguments, patterns = EXAMPLES[name]
+    run(name, arguments)
+    printed = capsys.readouterr().out
+    for pattern in patterns:
+        assert re.search(pattern, printed, re.MULTILINE), f"{pattern!r} is not in:\n{printed}"
+
+
+def test_example_from_the_shell():
+    command = [sys.executable, str(ROOT / "examples" / "toy_exact_prior.py"), "--frame", "64", "--size", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "denoised, dB" in done.stdout
+
+
+def test_exact_prior_denoises(capsys):
+    run("toy_exact_prior", ["--frame", "512", "--size", "2", "--sigma", "0.3"])
+    _, noisy, denoised = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert denoised > noisy + 10
+
+
+def commands(command, path=()):
+    """Commands of the command line, by their words."""
+    if not hasattr(command, "commands"):
+        return {" ".join(path): command}
+    return {key: value for name, one in command.commands.items() for key, value in commands(one, (*path, name)).items()}
+
+
+COMMANDS = commands(typer.main.get_command(app))
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_line_page_keeps_in_step_with_help(name):
+    common, *sections = re.split(r"^## pyrosep ", PAGE, flags=re.MULTILINE)
+    section = next(part for part in sections if part.splitlines()[0].strip() == name)
+    known = {option for parameter in COMMANDS[name].params for option in parameter.opts if option[0] == "-"}
+    named = set(re.findall(r"`(--?[a-z][a-z-]*)", section))
+    shared = set(re.findall(r"`(--?[a-z][a-z-]*)", common))
+    assert known - named - shared == set(), "options that the page leaves out"
+    rows = set(re.findall(r"`(--?[a-z][a-z-]*)", "\n".join(re.findall(r"^\|[^|]*\|", section, re.MULTILINE))))
+    assert rows - known == set(), "options of the page that the command lacks"
+
+
+def test_command_line_page_has_every_command():
+    sections = re.findall(r"^## pyrosep (.+)$", PAGE, flags=re.MULTILINE)
+    assert sorted(sections) == sorted(COMMANDS)

@@ -1,0 +1,445 @@
+"""Separation of a mix in memory: sums, lengths and rates, the Wiener filter, and the chains against it."""
+
+import math
+import warnings
+import weakref
+from dataclasses import replace
+
+import arviz
+import numpy as np
+import pytest
+import torch
+
+from pyrosep import GaussianPrior, OscillatorPrior
+from pyrosep.errors import ConfigurationError, DataError, ShapeError
+from pyrosep.separate import Separator, Settings, separate
+from pyrosep.windows import windows_of
+
+RATE = 16_000
+FRAME = 512
+EXACT = Settings(method="exact")
+CHAINS = Settings(chains=2, draws=20, warmup=20)
+
+
+def gaussians(rate=RATE, frame=FRAME):
+    """A low and a high source, and one that has some of everything."""
+    f = torch.linspace(0, 1, 33)
+    spectra = {"low": torch.exp(-9 * f) + 1e-3, "high": 0.002 + f**4, "broad": torch.full((33,), 0.05)}
+    return {name: GaussianPrior(spectrum, frame, sample_rate=rate) for name, spectrum in spectra.items()}
+
+
+def noise(*shape, level=0.1):
+    return level * torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def db(error, reference):
+    return (10 * torch.log10(error.square().mean() / reference.square().mean())).item()
+
+
+# Sums, shapes, lengths, rates
+
+
+@pytest.mark.parametrize("settings", [EXACT, CHAINS], ids=["exact", "langevin"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [RATE, 44_100, 8_000])
+def test_the_sources_sum_to_the_mix(settings, channels, rate):
+    mix = noise(channels, 3 * FRAME)
+    result = separate(mix, rate, gaussians(), settings)
+    assert result.names == ("low", "high", "broad")
+    assert result.mean.shape == result.stddev.shape == (3, channels, 3 * FRAME)
+    # float32 rounding is near -150 dB of the largest term.
+    assert db(result.mean.sum(0) - mix, mix) < -100
+    assert bool(result.mean.isfinite().all())
+    assert bool((result.stddev > 0).all())
+    assert result.mean.dtype == torch.float32
+    assert result.mean.device.type == "cpu"
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100, 8_000])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_length_is_kept(rate, overlap):
+    window = Separator(gaussians(), rate).window
+    hop = window - round(overlap * window)
+    for length in (1, 2, 37, window - 1, window, window + 1, hop, hop + window, hop + window + 1, 3 * window + 17):
+        mix = noise(1, length)
+        result = separate(mix, rate, gaussians(), Settings(method="exact", overlap=overlap))
+        assert result.mean.shape == (3, 1, length), length
+        assert db(result.mean.sum(0) - mix, mix) < -100
+        assert bool(result.stddev.isfinite().all())
+
+
+@pytest.mark.parametrize("length", [1, 100, FRAME + 1])
+@pytest.mark.parametrize("gains", ["fit", "level", "mean"])
+def test_chains_keep_awkward_lengths_too(length, gains):
+    mix = noise(2, length)
+    result = separate(mix, RATE, gaussians(), Settings(chains=2, draws=10, warmup=5, gains=gains))
+    assert result.mean.shape == (3, 2, length)
+    assert db(result.mean.sum(0) - mix, mix) < -100
+    assert bool(result.stddev.isfinite().all())
+
+
+def test_what_lies_above_the_priors_band_goes_to_sources_that_have_treble():
+    time = torch.arange(44_100 // 2) / 44_100
+    mix = torch.stack([torch.sin(2 * math.pi * 60 * time) + 0.1 * torch.sin(2 * math.pi * 6000 * time)])
+    air = 0.1 * torch.sin(2 * math.pi * 15_000 * time)
+    result = separate(mix + air, 44_100, gaussians(), EXACT)
+    middle = slice(4000, -4000)
+    tone = torch.sin(2 * math.pi * 15_000 * time)[middle]
+    part = {name: 2 * (one[0, middle] * tone).mean() for name, one in zip(result.names, result.mean, strict=True)}
+    assert part["high"] > 0.08
+    assert sum(part.values()) == pytest.approx(0.1, rel=1e-2)  # the tone is no whole number of cycles
+
+
+def test_windows_last_as_long_as_the_priors_frame():
+    assert Separator(gaussians(), RATE).window == FRAME
+    assert Separator(gaussians(), 8_000).window == FRAME // 2
+    assert Separator(gaussians(), 44_100).window == math.floor(FRAME * 44_100 / RATE)
+    assert Separator(gaussians(), RATE, Settings(segment=0.1)).window == 1600
+    assert Separator(gaussians(), RATE, Settings(segment=0.1)).frame == 1600
+    for frame in (999, 1001, 1003, 4097):  # frame / rate * rate is below frame for some
+        separator = Separator(gaussians(8_000, frame), 8_000)
+        assert separator.window == separator.frame == frame
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100, 8_000, 22_050])
+def test_frames_hold_a_window_and_no_more(rate):
+    separator = Separator(gaussians(), rate)
+    assert separator._at_model_rate(noise(2, separator.window)).shape == (2, separator.frame)
+    assert all(prior.time == separator.frame for prior in separator.priors.values())
+
+
+def test_priors_without_a_rate_take_the_tracks():
+    priors = {name: GaussianPrior(prior.grid, FRAME) for name, prior in gaussians().items()}
+    mix = noise(1, 2 * FRAME)
+    expected = separate(mix, RATE, gaussians(), EXACT)
+    torch.testing.assert_close(separate(mix, RATE, priors, EXACT).mean, expected.mean)
+
+
+# The exact method
+
+
+def wiener(mix, spectra, gains, noise_level):
+    """A single-channel Wiener filter in NumPy: gain times source, given the power of each per DFT bin."""
+    bins = np.fft.rfft(mix)
+    total = sum(a**2 * power for a, power in zip(gains, spectra, strict=True)) + noise_level**2
+    return np.stack([
+        np.fft.irfft(a * (a * power / total) * bins, n=mix.shape[-1])
+        for a, power in zip(gains, spectra, strict=True)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("gains", [(1.0, 1.0, 1.0), (0.3, 2.0, 0.05)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_exact_is_the_wiener_filter(gains, channels):
+    mix = noise(channels, FRAME, level=0.5).double().numpy()
+    priors, level = gaussians(), math.sqrt((mix**2).mean())
+    spectra = [prior.spectrum.double().numpy() + prior.sigma_min**2 for prior in priors.values()]
+    for noise_db in (-100.0, -60.0):
+        settings = Settings(method="exact", gains=gains, noise_db=noise_db)
+        result = separate(torch.tensor(mix).float(), RATE, priors, settings)
+        expected = wiener(mix, spectra, gains, level * 10 ** (noise_db / 20))
+        # float32 against float64. What the filter leaves of the mix goes to the sources too: at -100 dB it is nothing.
+        left = np.abs(mix - expected.sum(0)).max() if noise_db == -60 else 0.0
+        np.testing.assert_allclose(result.mean.numpy(), expected, rtol=0, atol=left + 1e-4 * np.abs(expected).max())
+
+
+def test_exact_deviation_is_the_posterior_one():
+    priors, gains, level = gaussians(), (0.3, 2.0, 0.5), 0.5
+    mix = noise(1, FRAME, level=level)
+    result = separate(mix, RATE, priors, Settings(method="exact", gains=gains, noise_db=-20.0))
+    noise_power = mix.square().mean().item() * 0.01
+    spectra = np.stack([prior.spectrum.double().numpy() + prior.sigma_min**2 for prior in priors.values()])
+    scaled = np.square(gains)[:, None] * spectra
+    variance = scaled - scaled**2 / (scaled.sum(0) + noise_power)
+    expected = np.sqrt((variance[:, 0] + variance[:, -1] + 2 * variance[:, 1:-1].sum(-1)) / FRAME)
+    # Two closed forms, one in float32.
+    expected = np.broadcast_to(expected[:, None, None], result.stddev.shape)
+    np.testing.assert_allclose(result.stddev.numpy(), expected, rtol=1e-4)
+    assert result.summaries == {}
+
+
+def test_windows_do_not_show():
+    """A stationary mix is separated alike everywhere: windows end without a click."""
+    mix = noise(1, 40 * FRAME)
+    result = separate(mix, RATE, gaussians(), EXACT)
+    whole = separate(mix, RATE, gaussians(frame=40 * FRAME), EXACT)
+    assert db(result.mean[0] - whole.mean[0], whole.mean[0]) < -20
+
+
+# Chains
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_chains_agree_with_the_exact_mean_and_deviation(channels):
+    priors = gaussians(frame=64)
+    mix = noise(channels, 64)
+    settings = Settings(chains=8, draws=600, warmup=100, noise_db=-20.0, seed=1)
+    found, exact = separate(mix, RATE, priors, settings), separate(mix, RATE, priors, Settings("exact", noise_db=-20.0))
+    # Monte Carlo errors from the effective number of draws of the worst random projection.
+    ess = arviz.ess({"x": found.summaries["projection"]}, method="mean")["x"].values.min()
+    assert ess > 400
+    # 4 standard errors for each value of audio would be exceeded once in 16,000 values; there are up to 384.
+    error = ((found.mean - exact.mean) / (exact.stddev / math.sqrt(ess))).abs()
+    assert error.max() < 4
+    # The standard deviation of n normal draws has a relative error of 1 / sqrt(2 n).
+    spread = ((found.stddev / exact.stddev - 1) * math.sqrt(2 * ess)).abs()
+    assert spread.max() < 4
+
+
+def test_summaries_are_of_every_draw_of_every_window():
+    mix = noise(2, 4 * FRAME)
+    separator = Separator(gaussians(), RATE, CHAINS)
+    found = separate(mix, RATE, gaussians(), CHAINS).summaries
+    windows = len(list(windows_of(mix, separator.window, separator.hop)))
+    lead = (2, 20, windows, 2)
+    assert found["energy_db"].shape == (*lead, 3)
+    assert found["band_db"].shape == (*lead, 3, 4)
+    assert found["projection"].shape == (*lead, 3, 4)
+    for name in ("lp", "acceptance_rate", "step_size", "residual"):
+        assert found[name].shape == lead
+        assert np.isfinite(found[name]).all()
+
+
+def test_summaries_are_in_the_order_of_windows_and_channels(monkeypatch):
+    """In batches of one window or of all: of a single source, the level is the mix's there and then."""
+    levels = torch.tensor([1.0, 0.5, 0.8, 0.3]).repeat_interleave(FRAME) * torch.tensor([[1.0], [0.6]])
+    mix = noise(2, 4 * FRAME) * levels
+    priors = {"broad": gaussians()["broad"]}
+    settings = Settings(chains=3, draws=10, warmup=20, overlap=0.0)
+    expected = 10 * torch.log10(mix.reshape(2, 4, FRAME).square().mean(-1)).mT.numpy()
+    for size in (1, 1 << 19):
+        monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": size})
+        energy = separate(mix, RATE, priors, settings).summaries["energy_db"][..., 0].mean((0, 1))
+        # Noise of -60 dB, some 14 dB nearer in the quietest window, adds 0.05 dB at most.
+        assert np.abs(energy - expected).max() < 0.1
+
+
+def test_seeds():
+    mix = noise(1, 3 * FRAME)
+
+    def mean(seed):
+        return separate(mix, RATE, gaussians(), Settings(chains=2, draws=5, warmup=5, seed=seed)).mean
+
+    first = mean(0)
+    torch.manual_seed(99)
+    assert torch.equal(mean(0), first)
+    assert not torch.equal(mean(1), first)
+
+
+def test_windows_of_different_batches_have_different_noise(monkeypatch):
+    monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": 1})
+    one = noise(1, FRAME)
+    found = separate(
+        torch.cat([one, one], -1), RATE, gaussians(), Settings(chains=1, draws=5, warmup=5, overlap=0.0, noise_db=-20)
+    )
+    first, second = found.mean.split(FRAME, -1)
+    assert not torch.equal(first, second)
+
+
+def test_toy_sources():
+    priors = {wave: OscillatorPrior(wave, 128, sigma_min=0.05, periods=(8, 16, 20)) for wave in ("sine", "square")}
+    mix = (priors["sine"].sample() + priors["square"].sample()).unsqueeze(0) / 2
+    settings = Settings(chains=2, draws=60, warmup=60, gains="mean", noise_db=-20)
+    result = separate(mix, 14_700, priors, settings)
+    assert result.gains.tolist() == [0.5, 0.5]
+    assert db(result.mean.sum(0) - mix, mix) < -100
+    with pytest.raises(ConfigurationError, match="needs Gaussian priors"):
+        separate(mix, 14_700, priors, EXACT)
+
+
+# Draws
+
+
+@pytest.mark.parametrize("settings", [EXACT, CHAINS], ids=["exact", "langevin"])
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_draws_that_are_kept_sum_to_the_mix(settings, rate):
+    mix = noise(2, 3 * FRAME)
+    result = separate(mix, rate, gaussians(), replace(settings, keep=3))
+    assert result.draws.shape == (3, 3, 2, 3 * FRAME)
+    for draw in result.draws:
+        assert db(draw.sum(0) - mix, mix) < -100
+    assert not torch.equal(result.draws[0], result.draws[1])
+    assert separate(mix, rate, gaussians(), settings).draws.shape == (0, 3, 2, 3 * FRAME)
+
+
+def test_all_draws_have_the_mean_and_deviation_that_are_given():
+    mix = noise(1, FRAME)
+    result = separate(mix, RATE, gaussians(), Settings(chains=2, draws=8, warmup=10, keep=16, overlap=0.0))
+    scale = result.mean.abs().max().item()
+    # The same sixteen draws: to float32 rounding, and the residual of -60 dB that each shares in its own way.
+    torch.testing.assert_close(result.draws.mean(0), result.mean, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(result.draws.std(0), result.stddev, rtol=0, atol=1e-2 * scale)
+
+
+# Gains
+
+
+def test_gains_by_number_and_by_mean():
+    mix = noise(1, FRAME)
+    numbers = separate(mix, RATE, gaussians(), Settings("exact", gains=(0.1, 0.2, 0.3)))
+    torch.testing.assert_close(numbers.gains, torch.tensor([0.1, 0.2, 0.3]))
+    mean = separate(mix, RATE, gaussians(), Settings("exact", gains="mean"))
+    torch.testing.assert_close(mean.gains, torch.full((3,), 1 / 3))
+
+
+@pytest.mark.parametrize("frame", [2, 3, 64, 65])
+def test_the_level_gain_gives_the_sources_the_mixes_power(frame):
+    priors = {name: prior.frame(frame) for name, prior in gaussians().items()}
+    mix = noise(2, 20 * frame, level=0.3)
+    gains = separate(mix, RATE, priors, EXACT).gains
+    assert bool((gains == gains[0]).all())
+    # The mean power of a draw is the mean of its spectrum over all DFT bins.
+    weights = torch.full((frame // 2 + 1,), 2.0)
+    weights[0] = 1.0
+    if frame % 2 == 0:
+        weights[-1] = 1.0
+    power = sum((weights * prior.spectrum).sum() / frame for prior in priors.values())
+    torch.testing.assert_close(gains[0].square() * power, mix.square().mean(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.032, 0.04, 1.0])
+def test_fitted_gains_know_the_level_however_short_the_track(seconds):
+    """A track that ends within a window is as loud as it is there, and not as the window's mean."""
+    priors = {"white": GaussianPrior(torch.ones(33), FRAME, sample_rate=RATE)}
+    count = round(seconds * RATE)
+    mix = noise(1, count, level=0.2)
+    gain = separate(mix, RATE, priors, Settings("exact", gains="fit")).gains.item()
+    # The mean of a tapered window's power has a relative error of about sqrt(4 / samples), the gain half of that;
+    # bins are weighed by 1/f, which leaves some eight independent ones of a single window: four errors of 0.2.
+    assert 0.2 * math.exp(-0.8) < gain < 0.2 * math.exp(0.8)
+
+
+def test_fitted_gains_find_the_louder_source():
+    low = 5 * gaussians(frame=8192)["low"].sample((1,)) + 0.1 * gaussians(frame=8192)["high"].sample((1,))
+    priors = gaussians()
+    del priors["broad"]
+    gains = separate(low, RATE, priors, Settings("exact", gains="fit")).gains
+    assert gains[0] > 2 * gains[1] > 0  # 50 times, but for the pull to the common level
+
+
+@pytest.mark.parametrize("gains", [(1.0,), (1.0, 1.0, 1.0, 1.0)])
+def test_wrong_number_of_gains(gains):
+    with pytest.raises(ConfigurationError, match=r"expected 3 gains, one for each of \('low', 'high', 'broad'\)"):
+        separate(noise(1, FRAME), RATE, gaussians(), Settings("exact", gains=gains))
+
+
+@pytest.mark.parametrize("gains", ["level", "fit"])
+def test_gains_from_spectra_need_spectra(gains, monkeypatch):
+    monkeypatch.setattr(GaussianPrior, "spectrum", None)
+    with pytest.raises(ConfigurationError, match="know their spectrum; give the gains as numbers"):
+        separate(noise(1, FRAME), RATE, gaussians(), Settings(gains=gains))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"method": "magic"}, "method must be one of"),
+        ({"chains": 0}, "chains must be at least 1; got 0"),
+        ({"draws": 0}, "draws must be at least 1; got 0"),
+        ({"chains": 1, "draws": 1}, "at least 2 chains or draws"),
+        ({"warmup": -1}, "warmup must be at least 0; got -1"),
+        ({"segment": 0.0}, "segment must be a positive number"),
+        ({"segment": math.inf}, "segment must be a positive number"),
+        ({"segment": math.nan}, "segment must be a positive number"),
+        ({"overlap": -0.1}, "overlap must be between 0 and 0.5"),
+        ({"overlap": 0.6}, "overlap must be between 0 and 0.5"),
+        ({"overlap": math.nan}, "overlap must be between 0 and 0.5"),
+        ({"gains": "loud"}, "gains must be 'mean', 'level', 'fit' or numbers"),
+        ({"gains": (1.0, math.nan)}, "gains must be finite"),
+        ({"keep": -1}, "keep must be between 0"),
+        ({"chains": 2, "draws": 3, "keep": 7}, "keep must be between 0 and the 6 draws"),
+        ({"noise_db": 0.0}, "noise_db must be below 0"),
+        ({"noise_db": math.nan}, "noise_db must be below 0"),
+    ],
+)
+def test_settings_out_of_range(options, match):
+    with pytest.raises(ConfigurationError, match=match):
+        Settings(**options)
+
+
+@pytest.mark.parametrize("shape", [(100,), (1, 1, 100), (2, 0)])
+def test_shapes(shape):
+    with pytest.raises(ShapeError, match=r"a mix \(channel, time\)"):
+        separate(torch.ones(shape), RATE, gaussians())
+
+
+@pytest.mark.parametrize("settings", [EXACT, CHAINS], ids=["exact", "langevin"])
+def test_a_silent_mix(settings):
+    with pytest.raises(DataError, match="silent from beginning to end"):
+        separate(torch.zeros(2, 1000), RATE, gaussians(), settings)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_mix_that_is_no_audio(bad):
+    mix = noise(1, 1000)
+    mix[0, 7] = bad
+    with pytest.raises(DataError, match="NaN or infinite"):
+        separate(mix, RATE, gaussians())
+
+
+def test_silent_parts_are_no_matter():
+    mix = torch.cat([noise(1, FRAME), torch.zeros(1, 4 * FRAME)], -1)
+    for settings in (EXACT, CHAINS):
+        result = separate(mix, RATE, gaussians(), settings)
+        assert db(result.mean.sum(0) - mix, mix) < -100
+        assert bool(result.mean.isfinite().all())
+
+
+def test_priors_of_several_rates_or_none():
+    mixed = gaussians() | {"other": GaussianPrior(torch.ones(3), FRAME, sample_rate=8_000)}
+    with pytest.raises(ConfigurationError, match="differ in sample rate"):
+        separate(noise(1, FRAME), RATE, mixed)
+    with pytest.raises(ConfigurationError, match="at least one prior"):
+        separate(noise(1, FRAME), RATE, {})
+
+
+@pytest.mark.parametrize("rate", [RATE, 48_000, 8_000])
+def test_a_segment_of_less_than_two_samples(rate):
+    with pytest.raises(ConfigurationError, match="fewer than 2 samples"):
+        Separator(gaussians(), rate, Settings(segment=1.0 / RATE))
+
+
+def test_first_listen():
+    separator = Separator(gaussians(), RATE, EXACT)
+    with pytest.raises(ConfigurationError, match="listen to the track"):
+        next(separator.stream([noise(1, FRAME)]))
+
+
+# Long tracks
+
+
+@pytest.mark.parametrize("settings", [EXACT, Settings(chains=1, draws=2, warmup=0)], ids=["exact", "langevin"])
+def test_memory_does_not_grow_with_the_track(settings, monkeypatch):
+    """Windows are asked for a batch at a time, and let go: never more than two batches are alive."""
+    monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": 2 * 3 * FRAME})  # two windows of one chain
+    batch = max(1, 2 // settings.chains)
+    alive, most, asked = weakref.WeakSet(), 0, 0
+    separator = Separator(gaussians(), RATE, settings)
+
+    def windows():
+        nonlocal most, asked
+        for _ in range(40):
+            window = noise(1, FRAME)
+            alive.add(window)
+            most, asked = max(most, len(alive)), asked + 1
+            yield window
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*did not move")
+        assert separator.listen(windows()) == 40 * FRAME
+        assert most <= 2
+        most = asked = 0
+        for done, _block in enumerate(separator.stream(windows()), 1):
+            assert asked <= done + 2 * batch, "windows are read as they are needed"
+    assert done >= 40
+    assert most <= 2 * batch + 1
+
+
+def test_progress_counts_to_the_end():
+    mix, steps = noise(1, 5 * FRAME + 3), []
+    separate(mix, RATE, gaussians(), EXACT, progress=steps.append)
+    assert sum(steps) == mix.shape[-1]
+    assert len(steps) > 3

@@ -1,0 +1,345 @@
+"""Files: which ones are found under what names, what is written of them, and what an interruption leaves."""
+
+import json
+import math
+import os
+import tracemalloc
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from pyrosep import GaussianPrior, audio
+from pyrosep.diagnostics import read_netcdf, summarize
+from pyrosep.errors import ConfigurationError, DataError, MissingFileError, NonFiniteAudioError
+from pyrosep.separate import Settings
+from pyrosep.tracks import find_tracks, separate_track
+
+RATE = 8_000
+SETTINGS = Settings(chains=2, draws=10, warmup=5, segment=0.05)
+EXACT = Settings("exact", segment=0.05)
+
+
+@pytest.fixture
+def priors():
+    return {
+        "low": GaussianPrior(torch.tensor([1.0, 0.1, 0.01]), 512, sample_rate=RATE),
+        "high": GaussianPrior(torch.tensor([0.01, 0.1, 1.0]), 512, sample_rate=RATE),
+    }
+
+
+def noise(channels=1, seconds=0.3, rate=RATE):
+    return 0.1 * torch.randn(channels, round(seconds * rate), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def track(tmp_path):
+    audio.write(tmp_path / "song.wav", noise(2), RATE)
+    return tmp_path / "song.wav"
+
+
+def run(path, folder, priors, settings=SETTINGS, **options):
+    return separate_track(path, folder, priors, settings, model_name="tiny", **options)
+
+
+# Finding
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def named(root, *inputs):
+    found = find_tracks(inputs or [root])
+    return {name: path.relative_to(root.resolve()).as_posix() for name, path in found.items()}
+
+
+def test_names_are_the_files_stems(tmp_path):
+    touch(tmp_path, "b.mp3", "a.wav", "c.FLAC", "d.ogg", "e.m4a", "f.mp4", "deep/er/g.wav", "cover.jpg", "notes.txt")
+    expected = {"a": "a.wav", "b": "b.mp3", "c": "c.FLAC", "d": "d.ogg", "e": "e.m4a", "f": "f.mp4"}
+    assert named(tmp_path) == expected | {"g": "deep/er/g.wav"}
+
+
+def test_both_suffixes_of_a_stem_file_go(tmp_path):
+    touch(tmp_path, "My Song.stem.mp4", "no.1 hit.wav")
+    assert named(tmp_path) == {"My Song": "My Song.stem.mp4", "no.1 hit": "no.1 hit.wav"}
+
+
+def test_one_name_with_several_suffixes(tmp_path):
+    touch(tmp_path, "a.wav", "a.mp3", "b.wav")
+    assert named(tmp_path) == {"a.mp3": "a.mp3", "a.wav": "a.wav", "b": "b.wav"}
+
+
+def test_one_name_in_several_folders(tmp_path):
+    touch(tmp_path, "one/mix.wav", "two/mix.wav", "two/other.wav")
+    assert named(tmp_path) == {"one mix.wav": "one/mix.wav", "two mix.wav": "two/mix.wav", "other": "two/other.wav"}
+
+
+def test_one_name_in_folders_of_one_name(tmp_path):
+    touch(tmp_path, "x/disc/mix.wav", "y/disc/mix.wav")
+    found = find_tracks([tmp_path])
+    assert len(found) == 2
+    assert all(os.sep not in name and name.endswith("disc_mix.wav") for name in found)
+
+
+def test_a_name_that_another_file_has_as_its_short_one(tmp_path):
+    touch(tmp_path, "a.wav", "a.mp3", "a.wav.flac")
+    found = named(tmp_path)
+    assert sorted(found.values()) == ["a.mp3", "a.wav", "a.wav.flac"]
+    assert found["a.wav"] == "a.wav.flac"
+
+
+def test_files_given_are_taken_as_they_are(tmp_path):
+    touch(tmp_path, "take.dat", "a.wav")
+    assert named(tmp_path, tmp_path / "take.dat", str(tmp_path / "a.wav")) == {"take": "take.dat", "a": "a.wav"}
+
+
+def test_what_is_given_twice_is_done_once(tmp_path):
+    touch(tmp_path, "in/a.wav")
+    assert named(tmp_path, tmp_path, tmp_path / "in", tmp_path / "in" / "a.wav") == {"a": "in/a.wav"}
+
+
+def test_hidden_files_and_folders_of_that_name_are_passed_over(tmp_path):
+    touch(tmp_path, "._a.wav", ".hidden.wav", ".trash/b.wav", "c.wav", "folder.wav/notes.txt")
+    assert named(tmp_path) == {"c": "c.wav"}
+    touch(tmp_path, ".trash/b.wav")
+    assert list(find_tracks([tmp_path / ".trash"])) == ["b"], "given by name it counts"
+
+
+def test_missing_and_empty(tmp_path):
+    with pytest.raises(MissingFileError, match=r"no file or folder .*gone\.wav; check the path"):
+        find_tracks([tmp_path / "gone.wav"])
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match=r"holds no audio file \(\.wav, \.flac"):
+        find_tracks([tmp_path])
+    assert find_tracks([]) == {}
+
+
+def test_stems_that_were_written_are_no_tracks(track, priors):
+    """So that a folder which holds the output can be given again."""
+    run(track, track.parent / "separated" / "tiny" / "song", priors, EXACT)
+    assert named(track.parent) == {"song": "song.wav"}
+
+
+# Writing
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [RATE, 11_025])
+def test_what_is_written(tmp_path, priors, channels, rate):
+    mix = noise(channels, 0.33, rate)
+    audio.write(tmp_path / "song.wav", mix, rate)
+    seen = []
+    folder = tmp_path / "out" / "tiny" / "song"
+    report = run(tmp_path / "song.wav", folder, priors, progress=lambda done, total: seen.append((done, total)))
+    stems = {f"{name}{kind}.wav" for name in priors for kind in ("", ".std")}
+    assert {path.name for path in folder.iterdir()} == stems | {"posterior.nc", "run.json"}
+    total = torch.zeros_like(mix)
+    for name in priors:
+        stem = audio.read(folder / f"{name}.wav")
+        assert (stem.samples.shape, stem.sample_rate) == (mix.shape, rate)
+        total += stem.samples
+        spread = audio.read(folder / f"{name}.std.wav").samples
+        assert spread.shape == mix.shape
+        assert bool((spread > 0).all())
+    assert 10 * torch.log10((total - mix).square().mean() / mix.square().mean()) < -60
+    assert seen[-1] == (mix.shape[-1], mix.shape[-1])
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert json.loads((folder / "run.json").read_text()) == json.loads(json.dumps(report))
+    assert report["sample_rate"] == rate
+    assert report["channels"] == channels
+    assert report["seconds"] == round(mix.shape[-1] / rate, 3)
+    assert report["settings"]["draws"] == 10
+    assert report["sources"] == list(report["gains"]) == ["low", "high"]
+    assert report["diagnostics"]["summaries"] > 0
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["song"]
+    assert folder.stat().st_mode & 0o055 == 0o055, "others may read it"
+
+
+def test_the_posterior_can_be_read_and_summarised(track, priors, tmp_path):
+    report = run(track, tmp_path / "out" / "song", priors)
+    idata = read_netcdf(tmp_path / "out" / "song" / "posterior.nc")
+    assert dict(idata.posterior.sizes) == {
+        "chain": 2, "draw": 10, "window": 8, "channel": 2, "source": 2, "band": 3, "direction": 4,
+    }  # fmt: skip
+    assert list(idata.posterior.source.values) == ["low", "high"]
+    table = summarize(idata)
+    assert len(table) == report["diagnostics"]["summaries"]
+    assert table["r_hat"].max() == pytest.approx(report["diagnostics"]["max_r_hat"], abs=1e-4)
+
+
+def test_draws_that_are_kept_are_written(track, priors, tmp_path):
+    mix = audio.read(track).samples
+    run(track, tmp_path / "out", priors, replace(SETTINGS, keep=2))
+    for draw in range(2):
+        total = sum(audio.read(tmp_path / "out" / f"{name}.draw{draw}.wav").samples for name in priors)
+        assert 10 * torch.log10((total - mix).square().mean() / mix.square().mean()) < -60
+    assert len(list((tmp_path / "out").glob("*.wav"))) == 8
+
+
+def test_exact_writes_no_posterior(track, priors, tmp_path):
+    report = run(track, tmp_path / "out", priors, EXACT)
+    assert not (tmp_path / "out" / "posterior.nc").exists()
+    assert "diagnostics" not in report
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(chains=2, draws=3, warmup=5, segment=0.1), "at least 4 draws"),
+        (Settings(chains=1, draws=20, warmup=5, segment=0.1), "one chain"),
+    ],
+)
+def test_too_little_to_diagnose(track, priors, tmp_path, settings, words):
+    report = run(track, tmp_path / "out", priors, settings)
+    assert list(report["diagnostics"]) == ["verdict"]
+    assert words in report["diagnostics"]["verdict"]
+    assert "NaN" not in (tmp_path / "out" / "run.json").read_text()
+
+
+# Again
+
+
+def test_finished_tracks_are_kept(track, priors, tmp_path):
+    first = run(track, tmp_path / "out", priors)
+    before = (tmp_path / "out" / "low.wav").stat().st_mtime_ns
+    again = run(track, tmp_path / "out", priors)
+    assert again == json.loads(json.dumps(first)) | {"skipped": True}
+    assert (tmp_path / "out" / "low.wav").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change", ["settings", "sources", "model", "input"])
+def test_other_settings_are_refused(track, priors, tmp_path, change):
+    out = tmp_path / "out"
+    run(track, out, priors, EXACT)
+    settings, name = EXACT, "tiny"
+    if change == "settings":
+        settings = Settings("exact", segment=0.1)
+    elif change == "sources":
+        priors = {"low": priors["low"]}
+    elif change == "model":
+        name = "other"
+    else:
+        track = track.rename(tmp_path / "renamed.wav")
+    with pytest.raises(ConfigurationError, match=f"separated with another {change}; use --overwrite"):
+        separate_track(track, out, priors, settings, model_name=name)
+    report = separate_track(track, out, priors, settings, model_name=name, overwrite=True)
+    assert "skipped" not in report
+    assert (out / "high.wav").exists() == (change != "sources"), "nothing of the former run stays"
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]", "{}"])
+def test_a_folder_of_something_else_is_left_alone(track, priors, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("dear")
+    if content is not None:
+        (tmp_path / "out" / "run.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="--overwrite"):
+        run(track, tmp_path / "out", priors)
+    assert (tmp_path / "out" / "diary.txt").read_text() == "dear"
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
+def test_an_interruption_leaves_nothing_half_written(track, priors, tmp_path, error):
+    out = tmp_path / "out" / "song"
+    calls = []
+
+    def interrupt(done, total):
+        calls.append(done)
+        if len(calls) == 3:
+            raise error
+
+    with pytest.raises(error):
+        run(track, out, priors, progress=interrupt)
+    assert list(out.parent.iterdir()) == []
+    run(track, out, priors)
+    assert (out / "run.json").is_file()
+    calls.clear()
+    with pytest.raises(error):
+        run(track, out, priors, overwrite=True, progress=interrupt)
+    assert run(track, out, priors)["skipped"], "what was there before stays"
+
+
+def test_a_fault_in_the_middle_of_the_file(tmp_path, priors):
+    import soundfile
+
+    samples = noise(1, 1.0)
+    samples[0, 7000] = math.nan
+    soundfile.write(tmp_path / "nan.wav", samples.T.numpy(), RATE, subtype="FLOAT")
+    with pytest.raises(NonFiniteAudioError):
+        run(tmp_path / "nan.wav", tmp_path / "out" / "nan", priors)
+    assert not (tmp_path / "out").exists()
+
+
+# Memory
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, priors):
+    """Peak of what Python and NumPy allocate (tensors of a file's blocks are NumPy's), for two lengths."""
+    # A second of this file is 32 kB: held, 60 of them would be 1.9 MB.
+    peaks = []
+    for seconds in (40, 100):
+        path = tmp_path / f"{seconds}.wav"
+        audio.write(path, noise(1, seconds), RATE)
+        tracemalloc.start()
+        run(path, tmp_path / "out" / path.stem, priors, Settings("exact"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 200_000
+
+
+def test_windows_are_read_as_they_are_needed(track, priors, tmp_path, monkeypatch):
+    """The file is never more than a batch of windows ahead of what is written."""
+    read, ahead = 0, []
+    blocks = audio.blocks
+
+    def counted(*args, **options):
+        nonlocal read
+        read = 0
+        for block in blocks(*args, **options):
+            read += 1
+            yield block
+
+    monkeypatch.setattr(audio, "blocks", counted)
+    monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": 1})
+    hop = 400 - 100
+    run(track, tmp_path / "out", priors, EXACT, progress=lambda done, total: ahead.append(read - done / hop))
+    assert len(ahead) >= 7
+    assert max(ahead[:-1]) <= 1
+
+
+# Formats
+
+
+def encode_mp3(path, samples, rate):
+    values = samples.numpy().astype(np.float32)
+    with av.open(str(path), "w") as container:
+        layout = "stereo" if len(values) == 2 else "mono"
+        stream = container.add_stream("libmp3lame", rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(values, "fltp", layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def test_stems_of_an_mp3_sum_to_what_is_decoded(tmp_path, priors):
+    encode_mp3(tmp_path / "song.mp3", noise(2, 0.5, 44_100), 44_100)
+    mix = audio.read(tmp_path / "song.mp3").samples
+    run(tmp_path / "song.mp3", tmp_path / "out", priors, EXACT)
+    total = sum(audio.read(tmp_path / "out" / f"{name}.wav").samples for name in priors)
+    assert total.shape == mix.shape
+    assert 10 * torch.log10((total - mix).square().mean() / mix.square().mean()) < -60
+
+
+def test_paths_may_be_given_as_text(track, priors, tmp_path):
+    report = run(Path(str(track)), tmp_path / "out", priors, EXACT)
+    assert report["input"] == str(track)
