@@ -234,7 +234,7 @@ def separate(
 
         settings = Settings(method, chains, draws, warmup, segment, overlap, _gains(gains), keep=keep, seed=seed)
         info = model_info(model)
-        priors = load_priors(model, sources=sources, device=_device(device))
+        priors = load_priors(model, device=_device(device))
         reports: dict[str, Any] = {}
         usable, failed = [], 0
         for given in inputs:
@@ -254,8 +254,8 @@ def separate(
                         out / info.name / name,
                         priors,
                         settings,
-                        model_name=info.name,
-                        model_gains=info.gains,
+                        model=info,
+                        write=sources,
                         overwrite=overwrite,
                         progress=update,
                     )
@@ -337,7 +337,8 @@ def evaluate(
             opened, names = open_songs(data, subset=subset, sources=sources)
             count = min(len(opened), songs or len(opened))
             references = song_references(islice(opened, count), names, seconds=seconds, mono=not stereo)
-            priors = load_priors(info.folder, sources=names, device=_device(device))
+            # All of the model's sources explain the mix, whichever are scored.
+            priors = load_priors(info.folder, device=_device(device))
         with _bar(count, "evaluating", quiet) as bar:
             scores, factors = score(
                 references, priors, chosen, settings, bss=bss, on_reference=lambda reference: bar.update()

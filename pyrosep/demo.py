@@ -67,7 +67,7 @@ def run_demo(
     settings = replace(settings, keep=min(KEPT, settings.chains * settings.draws))
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
-    gains = model_info(MODEL).gains
+    info = model_info(MODEL)
     names = list(priors)
     reference = torch.stack([truth[name] for name in names])
     out.mkdir(parents=True, exist_ok=True)
@@ -78,8 +78,7 @@ def run_demo(
         folder,
         priors,
         settings,
-        model_name=MODEL,
-        model_gains=gains,
+        model=info,
         overwrite=True,
         progress=progress,
     )
@@ -90,7 +89,9 @@ def run_demo(
         )
         for name in names
     }
-    exact = separate(mix, rate, priors, replace(settings, method="exact", keep=0, gains=settings.gains or gains)).mean
+    exact = separate(
+        mix, rate, priors, replace(settings, method="exact", keep=0, gains=settings.gains or info.gains)
+    ).mean
     estimates = {"mix as estimate": mix.expand_as(reference), "exact posterior mean": exact, "Langevin chains": chains}
     scores = {
         method: dict(zip(names, si_sdr(estimate, reference).tolist(), strict=True))

@@ -48,6 +48,8 @@ def song_references(
     songs: Iterable[Song], sources: Sequence[str], *, seconds: float | None = None, mono: bool = True
 ) -> Iterator[Reference]:
     """The beginnings of songs, up to ``seconds``, one in memory at a time; a source that a song lacks is silent."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ConfigurationError(f"seconds must be a positive number; got {seconds}")
     for song in songs:
         frames = None if seconds is None else max(1, round(seconds * song.sample_rate))
         read = {name: song.read_source(name, 0, frames, silent_if_absent=True) for name in sources}
@@ -80,8 +82,8 @@ def evaluate(
     """Separate mixes and score every source that is not silent; mixes in which none sounds are passed over.
 
     Arguments:
-        references: mixes whose sources have the priors' names.
-        priors: by source.
+        references: mixes, with the true sources to score; each must have a prior.
+        priors: by source: those of everything that a mix may hold, scored or not.
         methods: see :data:`~pyrosep.separate.METHODS`. The mix itself as the estimate of every source, method
             ``"mix"``, is always scored too.
         settings: of the separation; their ``method`` is passed over.
@@ -97,7 +99,7 @@ def evaluate(
     for reference in references:
         if missing := [name for name in reference.sources if name not in priors]:
             raise ConfigurationError(f"the model has no prior for {missing}; it has {list(priors)}")
-        mine = {name: priors[name] for name in reference.sources}
+        rows = [list(priors).index(name) for name in reference.sources]
         truth = torch.stack(list(reference.sources.values()))
         if not _sounding(truth).any():
             on_reference(reference)
@@ -105,9 +107,9 @@ def evaluate(
         estimates = {"mix": reference.mix.expand_as(truth)}
         for method in methods:
             start = time.perf_counter()
-            result = separate(reference.mix, reference.sample_rate, mine, replace(settings, method=method))
+            result = separate(reference.mix, reference.sample_rate, priors, replace(settings, method=method))
             spent[method] += time.perf_counter() - start
-            estimates[method] = result.mean
+            estimates[method] = result.mean[rows]
         seconds += reference.mix.shape[-1] / reference.sample_rate
         scores += _scores(reference, truth, estimates, bss)
         on_reference(reference)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import torch
 from pyrosep import audio
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
-from pyrosep.priors import SourcePrior
+from pyrosep.priors import ModelInfo, SourcePrior
 from pyrosep.separate import Separator, Settings
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def separate_track(
     priors: Mapping[str, SourcePrior],
     settings: Settings,
     *,
-    model_name: str,
-    model_gains: str = "level",
+    model: ModelInfo,
+    write: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def separate_track(
         folder: of this track.
         priors: by source.
         settings: see :class:`~pyrosep.Settings`.
-        model_name: recorded in ``run.json``.
-        model_gains: see :class:`~pyrosep.Separator`.
+        model: what the priors are; recorded in ``run.json``, and its gains are taken where the settings have none.
+        write: the sources to write; all by default. The others explain the mix all the same.
         overwrite: do it again although it is there.
         progress: called with the samples done, and all.
 
@@ -112,17 +112,26 @@ def separate_track(
         ConfigurationError: the folder holds something else, or the same track with other settings, and ``overwrite`` is
             false.
     """
-    identity = {"model": model_name, "sources": list(priors), "input": str(path), "settings": asdict(settings)}
+    written = list(priors) if write is None else list(write)
+    if unknown := [name for name in written if name not in priors]:
+        raise ConfigurationError(f"model {model.name!r} has the sources {list(priors)}; asked for {unknown}")
+    identity = {
+        "model": model.name,
+        "model_digest": model.digest(),
+        "sources": written,
+        "input": str(path),
+        "settings": asdict(settings),
+    }
     if folder.exists() and not overwrite:
         return _finished(folder, identity)
     started = time.perf_counter()
     about = audio.info(path)
-    separator = Separator(priors, about.sample_rate, settings, model_gains=model_gains)
+    separator = Separator(priors, about.sample_rate, settings, model_gains=model.gains)
     total = separator.listen(audio.blocks(path, separator.window))
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:80]}-"))
     try:
-        _write_stems(beside, path, separator, about, total, progress)
+        _write_stems(beside, path, separator, written, about, total, progress)
         report = identity | _report(separator, about, total, time.perf_counter() - started)
         if summaries := separator.summaries():
             idata = _inference_data(separator, summaries)
@@ -158,6 +167,7 @@ def _write_stems(
     folder: Path,
     path: Path,
     separator: Separator,
+    written: Sequence[str],
     about: audio.AudioInfo,
     total: int,
     progress: Callable[[int, int], Any],
@@ -166,14 +176,15 @@ def _write_stems(
         writers = [
             [
                 stack.enter_context(audio.Writer(folder / f"{name}{kind}.wav", about.sample_rate, about.channels))
-                for name in separator.names
+                for name in written
             ]
             for kind in ("", ".std", *(f".draw{number}" for number in range(separator.settings.keep)))
         ]
+        rows = [separator.names.index(name) for name in written]
         done = 0
         for block in separator.stream(audio.blocks(path, separator.window, hop=separator.hop)):
             for row, values in zip(writers, block, strict=True):
-                for writer, samples in zip(row, values, strict=True):
+                for writer, samples in zip(row, values[rows], strict=True):
                     writer.write(samples)
             done += block.shape[-1]
             progress(done, total)

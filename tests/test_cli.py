@@ -557,7 +557,7 @@ def test_evaluate_toy_data(tmp_path):
     [
         (("--data", "gone"), "no folder gone"),
         (("--data", "musdb"), "MUSDB_PATH"),
-        (("--data", "STEMS", "-n", "toy"), "asked for ['high', 'low']"),
+        (("--data", "STEMS", "-n", "toy"), "no prior for ['high', 'low']"),
         (("--data", "STEMS", "--source", "tuba"), "'tuba'"),
         (("--data", "STEMS", "--method", "magic"), "method must be one of"),
         (("--data", "toy", "--source", "tuba"), "tuba"),

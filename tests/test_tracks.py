@@ -16,6 +16,7 @@ import torch
 from pyrosep import GaussianPrior, audio
 from pyrosep.diagnostics import read_netcdf, summarize
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError, NonFiniteAudioError
+from pyrosep.priors import ModelInfo
 from pyrosep.separate import Settings
 from pyrosep.tracks import find_tracks, separate_track
 
@@ -42,8 +43,14 @@ def track(tmp_path):
     return tmp_path / "song.wav"
 
 
+def model_of(priors, name="tiny"):
+    """Of a model whose files don't matter here."""
+    first = next(iter(priors.values()))
+    return ModelInfo(name, Path("nowhere"), "gaussian", tuple(priors), first.sample_rate, first.time, "level", "")
+
+
 def run(path, folder, priors, settings=SETTINGS, **options):
-    return separate_track(path, folder, priors, settings, model_name="tiny", **options)
+    return separate_track(path, folder, priors, settings, model=model_of(priors), **options)
 
 
 # Finding
@@ -228,8 +235,8 @@ def test_other_settings_are_refused(track, priors, tmp_path, change):
     else:
         track = track.rename(tmp_path / "renamed.wav")
     with pytest.raises(ConfigurationError, match=f"separated with another {change}; use --overwrite"):
-        separate_track(track, out, priors, settings, model_name=name)
-    report = separate_track(track, out, priors, settings, model_name=name, overwrite=True)
+        separate_track(track, out, priors, settings, model=model_of(priors, name))
+    report = separate_track(track, out, priors, settings, model=model_of(priors, name), overwrite=True)
     assert "skipped" not in report
     assert (out / "high.wav").exists() == (change != "sources"), "nothing of the former run stays"
 
@@ -343,3 +350,23 @@ def test_stems_of_an_mp3_sum_to_what_is_decoded(tmp_path, priors):
 def test_paths_may_be_given_as_text(track, priors, tmp_path):
     report = run(Path(str(track)), tmp_path / "out", priors, EXACT)
     assert report["input"] == str(track)
+
+
+def test_written_sources_are_those_of_the_whole_model(track, priors, tmp_path):
+    """Asking for one source leaves the others in the model: the file is the same as among all."""
+    run(track, tmp_path / "all", priors)
+    run(track, tmp_path / "one", priors, write=["high"])
+    assert not (tmp_path / "one" / "low.wav").exists()
+    all_of_it, alone = (audio.read(tmp_path / folder / "high.wav").samples for folder in ("all", "one"))
+    assert torch.equal(all_of_it, alone)
+
+
+def test_a_model_that_was_trained_again_is_told_from_the_former(track, priors, tmp_path):
+    model = replace(model_of(priors), folder=tmp_path)
+    settings = Settings(method="exact")
+    (tmp_path / "config.json").write_text("{}")
+    separate_track(track, tmp_path / "out", priors, settings, model=model)
+    assert separate_track(track, tmp_path / "out", priors, settings, model=model)["skipped"]
+    (tmp_path / "config.json").write_text('{"trained": "again"}')
+    with pytest.raises(ConfigurationError, match="another model_digest"):
+        separate_track(track, tmp_path / "out", priors, settings, model=model)

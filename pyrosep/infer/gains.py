@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +41,8 @@ def fit_gains(spectra: Tensor, power: Tensor, *, spread_db: float = 6.0, bands: 
         >>> [round(gain, 2) for gain in gains.tolist()]
         [0.5, 2.0]
     """
+    from scipy.optimize import minimize
+
     if spectra.ndim != 2 or power.shape != spectra.shape[1:]:
         raise ShapeError(
             f"expected spectra (source, bins) and power (bins,); got {tuple(spectra.shape)} and {tuple(power.shape)}"
@@ -50,16 +53,13 @@ def fit_gains(spectra: Tensor, power: Tensor, *, spread_db: float = 6.0, bands: 
     weights = bands * weights / weights.sum()
     common = 0.5 * (power.sum() / spectra.sum()).log()
     spread = spread_db / 20 * math.log(10)
-    offset = torch.zeros(len(spectra), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([offset], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
-    def negative_log_posterior() -> Tensor:
-        optimizer.zero_grad()
-        total = (2 * (common + offset)).exp() @ spectra
-        loss = 0.5 * (weights * (total.log() + power / total)).sum() + 0.5 * (offset / spread).square().sum()
-        loss.backward()
-        return loss
+    def negative_log_posterior(offset: np.ndarray) -> tuple[float, np.ndarray]:
+        squares = (2 * (common + torch.from_numpy(offset))).exp()
+        total = squares @ spectra
+        loss = 0.5 * (weights * (total.log() + power / total)).sum().item() + 0.5 * ((offset / spread) ** 2).sum()
+        slope = squares * (spectra @ (weights * (1 / total - power / total.square())))
+        return float(loss), slope.numpy() + offset / spread**2
 
-    with torch.enable_grad():
-        optimizer.step(negative_log_posterior)
-    return (common + offset).exp().detach().to(torch.get_default_dtype())
+    found = minimize(negative_log_posterior, np.zeros(len(spectra)), jac=True, method="BFGS", options={"gtol": 1e-9})
+    return (common + torch.from_numpy(found.x)).exp().to(torch.get_default_dtype())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class ModelInfo:
     frame: int
     gains: str
     summary: str
+
+    def digest(self) -> str:
+        """SHA-256 of the model's files, so that a model that was trained again is told from what it was."""
+        parts = [(self.folder / name) for name in ("config.json", "model.safetensors")]
+        return hashlib.sha256(b"".join(path.read_bytes() for path in parts if path.is_file())).hexdigest()
 
 
 def _gaussian_weights(prior: GaussianPrior) -> tuple[Config, dict[str, Tensor]]:
