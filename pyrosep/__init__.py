@@ -3,6 +3,7 @@
 from pyrosep.diagnostics import summarize, to_inference_data
 from pyrosep.infer import MALA, SGLD, GaussianPosterior, LangevinMCMC, Potential, SpectralPreconditioner
 from pyrosep.priors import GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum, load_priors, save_priors
+from pyrosep.separate import Separation, Separator, Settings
 
 __version__ = "0.1.0"
 
@@ -14,6 +15,9 @@ __all__ = [
     "LangevinMCMC",
     "OscillatorPrior",
     "Potential",
+    "Separation",
+    "Separator",
+    "Settings",
     "SourcePrior",
     "SpectralPreconditioner",
     "fit_spectrum",

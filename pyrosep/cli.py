@@ -25,9 +25,12 @@ app = typer.Typer(
     help="Bayesian musical source separation: posterior samples of the sources of a mix.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # which would swallow [what stands in brackets]
     add_completion=False,
 )
-train_app = typer.Typer(help="Train a source's prior on recordings of that source alone.", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Train a source's prior on recordings of that source alone.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(train_app, name="train-prior")
 
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all that is random.")]

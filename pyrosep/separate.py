@@ -109,6 +109,7 @@ def separate(
     priors: Mapping[str, SourcePrior],
     settings: Settings | None = None,
     *,
+    model_gains: str = "level",
     progress: Callable[[int], Any] = lambda samples: None,
 ) -> Separation:
     """Separate a mix in memory.
@@ -118,6 +119,7 @@ def separate(
         sample_rate: Hz; it is resampled to the priors' and the sources back.
         priors: by source; see :func:`~pyrosep.load_priors`.
         settings: see :class:`Settings`.
+        model_gains: what ``Settings.gains`` of ``None`` stands for; of a model that ships, ``model_info(name).gains``.
         progress: called with the number of samples finished, as they are.
 
     Raises:
@@ -138,7 +140,7 @@ def separate(
     """
     if mix.ndim != 2 or not mix.shape[1]:
         raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
-    separator = Separator(priors, sample_rate, settings)
+    separator = Separator(priors, sample_rate, settings, model_gains=model_gains)
     separator.listen(windows_of(mix, separator.window, separator.window))
     blocks = []
     for block in separator.stream(windows_of(mix, separator.window, separator.hop)):

@@ -218,8 +218,7 @@ class FrameGrid(Dataset[SongFrame]):
 def _resampled(read: Callable[[int, int], Tensor], song: Song, start: int, frame: int, rate: int, mono: bool) -> Tensor:
     """Samples `start` to `start + frame` of the song at `rate`, zeros beyond its end.
 
-    Equals the same part of the whole song resampled: the part that is read begins where a sample of both
-        rates falls
+    Equals the same part of the whole song resampled: the part that is read begins where a sample of both rates falls
     together, and reaches beyond the frame by more than the filter does.
     """
     divisor = math.gcd(song.sample_rate, rate)

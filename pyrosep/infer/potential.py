@@ -135,7 +135,8 @@ class Potential:
         return tracer.trace
 
     def _log_probs(self, trace: poutine.Trace, without: Collection[str] = ()) -> dict[str, Tensor]:
-        trace.compute_log_prob(lambda name, site: name not in without)
+        with pyro.validation_enabled(False):  # a proposal out of bounds is the kernel's to reject
+            trace.compute_log_prob(lambda name, site: name not in without)
         return {
             name: self._per_chain(name, site["log_prob"])
             for name, site in trace.nodes.items()
