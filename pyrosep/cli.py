@@ -222,7 +222,9 @@ def separate(
     overlap: Overlap = 0.25,
     gains: Gains = None,
     keep: Annotated[int, typer.Option(min=0, help="Posterior draws to write as {source}.drawN.wav.")] = 0,
-    sources: Sources = None,
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", help="A source to write; may be given again [all].")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished tracks again.")] = False,
     seed: Seed = 0,
     device: Device = "auto",

@@ -165,10 +165,9 @@ class Song:
 class StemFolder(Sequence[Song]):
     """Songs of a folder, each a folder of stems: `ROOT/SONG/{mixture,STEM...}.{wav,flac}`, sorted by name.
 
-    The file `mixture` is optional: without it, the mix is the sum of all stems of the song. A song may lack
-    some of the sources: it is then silent in that source where mixes are taken apart, and gives no training
-    frames of it. `train` and `test` of MUSDB18-HQ are folders of this kind. Hidden files and other file types are passed
-    over.
+    The file `mixture` is optional: without it, the mix is the sum of all stems of the song. A song may lack some of
+    the sources: it is then silent in that source where mixes are taken apart, and gives no training frames of it.
+    `train` and `test` of MUSDB18-HQ are folders of this kind. Hidden files and other file types are passed over.
 
     Attributes:
         root: the folder.
