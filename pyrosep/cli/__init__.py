@@ -1,0 +1,34 @@
+"""The command line: ``pyrosep demo | separate | evaluate | train-prior | models | diagnose``."""
+
+from __future__ import annotations
+
+import typer
+
+from pyrosep.cli.evaluating import evaluate
+from pyrosep.cli.inspecting import diagnose, models
+from pyrosep.cli.separating import demo, separate
+from pyrosep.cli.training import train_gaussian_command
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pyrosep",
+    help="Bayesian musical source separation: posterior samples of the sources of a mix.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # which would swallow [what stands in brackets]
+    add_completion=False,
+)
+train_app = typer.Typer(
+    help="Train a source's prior on recordings of that source alone.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(train_app, name="train-prior")
+
+for command in (demo, separate, evaluate, models, diagnose):
+    app.command()(command)
+train_app.command("gaussian")(train_gaussian_command)
+
+
+def main() -> None:
+    """Entry point of the command ``pyrosep``."""
+    app()

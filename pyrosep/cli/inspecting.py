@@ -1,0 +1,64 @@
+"""``pyrosep models`` and ``pyrosep diagnose``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pyrosep.cli.options import Device, Json, Quiet, Seed, reported, write_json
+
+
+def models(seed: Seed = 0, device: Device = "auto", quiet: Quiet = False, json_file: Json = None) -> None:
+    """List the models that ship."""
+    with reported():
+        from pyrosep.priors import shipped_models
+
+        found = shipped_models()
+        write_json(
+            json_file,
+            [
+                {"name": info.name, "family": info.family, "sources": info.sources, "sample_rate": info.sample_rate}
+                for info in found
+            ],
+        )
+        if quiet:
+            return
+        table = Table()
+        for column in ("model", "priors", "sources", "rate", "about"):
+            table.add_column(column)
+        for info in found:
+            table.add_row(info.name, info.family, ", ".join(info.sources), f"{info.sample_rate} Hz", info.summary)
+        Console().print(table)
+
+
+def diagnose(
+    posterior: Annotated[Path, typer.Argument(help="A posterior.nc, or a folder that holds one.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the pictures [beside it].")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table: the summaries of largest R-hat.")] = 20,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """R-hat, ESS and MCSE of a posterior's summaries, and ArviZ's plots of them."""
+    with reported():
+        from pyrosep.diagnostics import plot_diagnostics, read_netcdf, summarize, verdict
+
+        path = posterior / "posterior.nc" if posterior.is_dir() else posterior
+        idata = read_netcdf(path)
+        table = summarize(idata)
+        pictures = plot_diagnostics(idata, out or path.parent / "diagnostics")
+        write_json(
+            json_file,
+            {"verdict": verdict(table), "summaries": json.loads(table.to_json(orient="index")), "pictures": pictures},
+        )
+        if not quiet:
+            typer.echo(table.sort_values("r_hat", ascending=False).head(rows).to_string(float_format="{:.3f}".format))
+            typer.echo(verdict(table))
+            for picture in pictures:
+                typer.echo(str(picture))

@@ -1,0 +1,126 @@
+"""Options and manners that the commands share: devices, errors, progress, figures as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyrosep.errors import ConfigurationError, PyrosepError
+
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all that is random.")]
+Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+Model = Annotated[str, typer.Option("-n", "--model", help="Name of a model that ships, or a folder of one.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write into.")]
+Chains = Annotated[int, typer.Option(min=1, help="Chains for each window.")]
+Draws = Annotated[int, typer.Option(min=1, help="Draws from each chain.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Steps before the first draw.")]
+Segment = Annotated[float | None, typer.Option(help="Seconds in a window [default: the model's frame].")]
+Overlap = Annotated[float, typer.Option(help="Share of a window that it has in common with the next, up to 0.5.")]
+Gains = Annotated[str | None, typer.Option(help="mean, level, fit, or a number a source, by commas [the model's way].")]
+Sources = Annotated[list[str] | None, typer.Option("--source", help="A source; may be given again [default: all].")]
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Errors end with one clear line and a non-zero exit, never with a traceback."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: complain("warning", str(message))
+        # ArviZ 0.23 announces its 1.0 on every import.
+        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+        try:
+            yield
+        except KeyboardInterrupt:
+            complain("interrupted", "what was finished is kept; run the same command again to go on")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit):
+                raise
+            complain("error", one_line(error))
+            raise typer.Exit(1) from None
+
+
+def one_line(error: BaseException) -> str:
+    import torch
+
+    if os.environ.get("PYROSEP_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out of memory; take fewer --chains or --draws, a shorter --segment, or another --device"
+    if isinstance(error, PyrosepError | OSError):
+        return " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (PYROSEP_DEBUG=1 shows where)"
+
+
+def complain(kind: str, text: str) -> None:
+    typer.echo(f"pyrosep: {kind}: {text}", err=True)
+
+
+def chosen_device(name: str) -> str:
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        # On machines of few cores, several threads were measured to be slower than one, by far when anything else runs.
+        torch.set_num_threads(1)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise ConfigurationError(f"expected a device auto, cpu, cuda or cuda:N; got {name!r}")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(f"device {name} was asked for, but there is no CUDA device here; use -d cpu")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    return name
+
+
+def parsed_gains(text: str | None) -> str | tuple[float, ...] | None:
+    if text is None or text in ("mean", "level", "fit"):
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(f"--gains takes mean, level, fit or numbers by commas; got {text!r}") from None
+
+
+def write_json(path: Path | None, figures: Any) -> None:
+    if path is not None:
+        from pyrosep.checkpoint import write_text
+
+        write_text(path, json.dumps(_finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def _finite(figures: Any) -> Any:
+    """The same figures with null for those that JSON has no number for."""
+    if isinstance(figures, dict):
+        return {key: _finite(value) for key, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_finite(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
+
+
+def progress_bar(total: int, label: str, quiet: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=label, unit_scale=True, disable=quiet or None, leave=False)
+
+
+def track_progress(label: str, quiet: bool) -> tuple[Any, Any]:
+    """A bar over a track's samples, and the function that moves it."""
+    bar = progress_bar(1, label, quiet)
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return bar, update

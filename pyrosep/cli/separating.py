@@ -1,0 +1,166 @@
+"""``pyrosep demo`` and ``pyrosep separate``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pyrosep.cli.options import (
+    Chains,
+    Device,
+    Draws,
+    Gains,
+    Json,
+    Model,
+    Out,
+    Overlap,
+    Quiet,
+    Seed,
+    Segment,
+    Warmup,
+    chosen_device,
+    complain,
+    one_line,
+    parsed_gains,
+    reported,
+    track_progress,
+    write_json,
+)
+from pyrosep.errors import PyrosepError
+
+
+def demo(
+    out: Out = Path("pyrosep-demo"),
+    chains: Chains = 4,
+    draws: Draws = 100,
+    warmup: Warmup = 50,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Separate a real song that comes with a dependency, and score the stems against the true ones."""
+    with reported():
+        from pyrosep.demo import MODEL, run_demo
+        from pyrosep.separate import Settings
+
+        start = time.perf_counter()
+        bar, update = track_progress("separating", quiet)
+        settings = Settings(chains=chains, draws=draws, warmup=warmup, seed=seed)
+        with bar:
+            result = run_demo(out, settings=settings, device=chosen_device(device), progress=update)
+        result["total_seconds"] = round(time.perf_counter() - start, 1)
+        write_json(json_file, result)
+        if quiet:
+            return
+        console = Console()
+        scores = result["scores"]
+        names = list(next(iter(scores.values())))
+        table = Table(title=f"SI-SDR in dB, The Easton Ellises - Falcon 69, model {MODEL}")
+        table.add_column("estimate")
+        for name in [*names, "mean"]:
+            table.add_column(name, justify="right")
+        for method, values in scores.items():
+            cells = [*values.values(), sum(values.values()) / len(values)]
+            table.add_row(method, *(f"{value:.2f}" for value in cells))
+        console.print(table)
+        run = result["run"]
+        figures = run["diagnostics"]
+        agreement = figures["verdict"] + "."
+        if "max_r_hat" in figures:
+            agreement = (
+                f"Over {figures['summaries']} summaries of the audio, R-hat is at most {figures['max_r_hat']:.3f}, "
+                f"bulk ESS at least {figures['min_ess_bulk']:.0f}, tail ESS at least {figures['min_ess_tail']:.0f}."
+            )
+        console.print(
+            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {chains} chains of {draws} draws "
+            f"on each of the windows.\n{agreement}\n"
+            f"The stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
+            f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def separate(
+    inputs: Annotated[list[Path], typer.Argument(help="Audio files, and folders of them.")],
+    model: Model = "song-gaussian",
+    out: Out = Path("separated"),
+    method: Annotated[
+        str, typer.Option(help="langevin (chains) or exact (closed form, Gaussian priors).")
+    ] = "langevin",
+    chains: Chains = 4,
+    draws: Draws = 100,
+    warmup: Warmup = 50,
+    segment: Segment = None,
+    overlap: Overlap = 0.25,
+    gains: Gains = None,
+    keep: Annotated[int, typer.Option(min=0, help="Posterior draws to write as {source}.drawN.wav.")] = 0,
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", help="A source to write; may be given again [all].")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished tracks again.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Separate files into OUT/MODEL/TRACK/{source}.wav, with standard deviations and the posterior's summaries."""
+    with reported():
+        from pyrosep.priors import load_priors, model_info
+        from pyrosep.separate import Settings
+        from pyrosep.tracks import find_tracks, separate_track
+
+        settings = Settings(method, chains, draws, warmup, segment, overlap, parsed_gains(gains), keep=keep, seed=seed)
+        info = model_info(model)
+        priors = load_priors(model, device=chosen_device(device))
+        reports: dict[str, Any] = {}
+        usable, failed = [], 0
+        for given in inputs:
+            try:
+                find_tracks([given])
+                usable.append(given)
+            except PyrosepError as error:
+                failed += 1
+                complain("error", one_line(error))
+                reports[str(given)] = {"input": str(given), "error": one_line(error)}
+        for name, path in find_tracks(usable).items():
+            bar, update = track_progress(name, quiet)
+            try:
+                with bar:
+                    report = separate_track(
+                        path,
+                        out / info.name / name,
+                        priors,
+                        settings,
+                        model=info,
+                        write=sources,
+                        overwrite=overwrite,
+                        progress=update,
+                    )
+            except Exception as error:
+                failed += 1
+                reason = one_line(error)
+                complain("error", reason if str(path) in reason else f"{path}: {reason}")
+                reports[name] = {"input": str(path), "error": reason}
+                continue
+            reports[name] = report
+            if not quiet:
+                typer.echo(_track_line(name, out / info.name / name, report))
+        write_json(json_file, reports)
+        if failed:
+            if len(reports) > 1:
+                complain("error", f"{failed} of {len(reports)} tracks failed")
+            raise typer.Exit(1)
+
+
+def _track_line(name: str, folder: Path, report: dict[str, Any]) -> str:
+    if report.get("skipped"):
+        return f"{name}: done before, kept ({folder})"
+    line = f"{name}: {report['seconds']:.1f} s in {report['wall_seconds']:.1f} s -> {folder}"
+    return line + (f"\n  {report['diagnostics']['verdict']}" if "diagnostics" in report else "")
