@@ -14,9 +14,8 @@ def _log_mass(best: Tensor, width: Tensor, low: float, high: float | Tensor) -> 
     r"""The mass of a normal of mean ``best`` and deviation ``width`` on [low, high], not normalised.
 
     Returns :math:`\log \int e^{-(a - \mu)^2 / 2\tau^2 + t^2 / 2} da` and :math:`t`, the distance of the range from
-    the mean in
-    units of the deviation. By the symmetry about the middle of the range, only the distances to its nearer and farther
-    end count; scaled error functions keep far tails exact.
+    the mean in units of the deviation. By the symmetry about the middle of the range, only the distances to its nearer
+    and farther end count; scaled error functions keep far tails exact.
     """
     near, far = _ends(best, width, low, high)
     tail = near.clamp(min=0)
