@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pyrosep.cli.options import (
@@ -22,6 +21,7 @@ from pyrosep.cli.options import (
     Warmup,
     chosen_device,
     parsed_gains,
+    print_table,
     progress_bar,
     reported,
     write_json,
@@ -119,7 +119,6 @@ def _print_scores(rows: list[dict[str, Any]], factors: dict[str, float], title: 
     for row in rows:
         cells = [f"{row[column]:.2f}" for column in columns]
         table.add_row(row["method"], row["source"], str(row["count"]), *cells)
-    console = Console()
-    console.print(table)
+    print_table(table)
     for method, factor in factors.items():
-        console.print(f"{method}: {factor:.2f} s of computing a second of audio", highlight=False)
+        typer.echo(f"{method}: {factor:.2f} s of computing a second of audio")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from pyrosep.cli.options import Device, Json, Quiet, Seed, reported, write_json
+from pyrosep.cli.options import Device, Json, Quiet, Seed, print_table, reported, write_json
 
 
 def models(seed: Seed = 0, device: Device = "auto", quiet: Quiet = False, json_file: Json = None) -> None:
@@ -33,7 +32,7 @@ def models(seed: Seed = 0, device: Device = "auto", quiet: Quiet = False, json_f
             table.add_column(column)
         for info in found:
             table.add_row(info.name, info.family, ", ".join(info.sources), f"{info.sample_rate} Hz", info.summary)
-        Console().print(table)
+        print_table(table)
 
 
 def diagnose(

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from pyrosep.errors import ConfigurationError, PyrosepError
 
@@ -107,6 +110,13 @@ def _finite(figures: Any) -> Any:
     if isinstance(figures, list | tuple):
         return [_finite(value) for value in figures]
     return None if isinstance(figures, float) and not math.isfinite(figures) else figures
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as its figures need, on a narrow terminal too: a figure cut short says something else."""
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, needed)).print(table)
 
 
 def progress_bar(total: int, label: str, quiet: bool) -> Any:

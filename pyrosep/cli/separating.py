@@ -27,6 +27,7 @@ from pyrosep.cli.options import (
     complain,
     one_line,
     parsed_gains,
+    print_table,
     reported,
     track_progress,
     write_json,
@@ -68,7 +69,7 @@ def demo(
         for method, values in scores.items():
             cells = [*values.values(), sum(values.values()) / len(values)]
             table.add_row(method, *(f"{value:.2f}" for value in cells))
-        console.print(table)
+        print_table(table)
         run = result["run"]
         figures = run["diagnostics"]
         agreement = figures["verdict"] + "."
