@@ -89,9 +89,7 @@ def run_demo(
         )
         for name in names
     }
-    exact = separate(
-        mix, rate, priors, replace(settings, method="exact", keep=0, gains=settings.gains or info.gains)
-    ).mean
+    exact = separate(mix, rate, priors, replace(settings, method="exact", keep=0), model_gains=info.gains).mean
     estimates = {"mix as estimate": mix.expand_as(reference), "exact posterior mean": exact, "Langevin chains": chains}
     scores = {
         method: dict(zip(names, si_sdr(estimate, reference).tolist(), strict=True))

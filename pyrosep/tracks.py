@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pyrosep import audio
+from pyrosep.diagnostics.inference_data import write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.priors import ModelInfo, SourcePrior
@@ -136,7 +137,7 @@ def separate_track(
         if summaries := separator.summaries():
             idata = _inference_data(separator, summaries)
             report["diagnostics"] = _diagnose(idata)
-            idata.to_netcdf(str(beside / "posterior.nc"), engine="h5netcdf")
+            write_netcdf(idata, beside / "posterior.nc")
         (beside / "run.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pyrosep.cli.options import (
@@ -59,7 +58,6 @@ def demo(
         write_json(json_file, result)
         if quiet:
             return
-        console = Console()
         scores = result["scores"]
         names = list(next(iter(scores.values())))
         table = Table(title=f"SI-SDR in dB, The Easton Ellises - Falcon 69, model {MODEL}")
@@ -78,13 +76,11 @@ def demo(
                 f"Over {figures['summaries']} summaries of the audio, R-hat is at most {figures['max_r_hat']:.3f}, "
                 f"bulk ESS at least {figures['min_ess_bulk']:.0f}, tail ESS at least {figures['min_ess_tail']:.0f}."
             )
-        console.print(
+        typer.echo(
             f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {chains} chains of {draws} draws "
             f"on each of the windows.\n{agreement}\n"
             f"The stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
-            f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}",
-            highlight=False,
-            soft_wrap=True,
+            f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}"
         )
 
 

@@ -49,10 +49,6 @@ class SGLD(LangevinKernel):
             raise ConfigurationError(f"temperature must be at least 0; got {temperature!r}")
         self.temperature = float(temperature)
 
-    def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
-        self.num_steps = 0
-        super().start(potential, warmup_steps, z)
-
     @property
     def step_size(self) -> float:
         return self.schedule(self.num_steps)
