@@ -20,7 +20,7 @@ from pyrosep.priors.truncated_normal import draw_truncated_normal, truncated_nor
 __all__ = ["OscillatorPrior"]
 
 #: Elements in one working tensor (frames x periods x phases); larger batches are taken in parts.
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 
 
 class OscillatorPrior(SourcePrior):
@@ -111,40 +111,51 @@ class OscillatorPrior(SourcePrior):
         batch = torch.broadcast_shapes(value.shape[:-1], self.sigma.shape)
         x = value.double().expand(*batch, self.time).reshape(-1, self.time)
         sigma = self._level(x).expand(*batch, 1).reshape(-1, 1)
-        size = max(1, _CHUNK // max(self.time, sum(self.periods)))
+        size = max(1, _CHUNK // max(self.time, self.tables.size))
         parts = [function(a, b) for a, b in zip(x.split(size), sigma.split(size), strict=True)]
         out = torch.cat(parts)
         return out.reshape((*batch, *out.shape[1:])).to(dtype or value.dtype)
 
     def _posterior(self, x: Tensor, sigma: Tensor) -> _Posterior:
         """What a frame says of period, phase and amplitude; frames ``(n, time)``, levels ``(n, 1)``."""
-        time = self.time
         low, high = self.amplitude
-        logits, amplitudes = [], []
-        for group in self.tables:
-            inner = group.correlate(group.fold(x))  # (n, periods, phases)
-            best = inner / group.energy
-            width = sigma.unsqueeze(-1) / group.energy.sqrt()
-            log_integral, mean = truncated_normal(best, width, low, high)
-            # The exponent at the amplitude nearest to the best one, within the range.
-            nearest = best.clamp(low, high)
-            exponent = nearest * (2 * inner - nearest * group.energy) / (2 * sigma.square().unsqueeze(-1))
-            logits.append((group.log_weight + exponent + log_integral).flatten(1))
-            amplitudes.append(mean)
-        joint = torch.cat(logits, -1)
-        total = joint.logsumexp(-1)
-        constant = -0.5 * x.square().sum(-1) / sigma.squeeze(-1).square()
-        constant = constant - 0.5 * time * (2 * math.pi * sigma.squeeze(-1).square()).log() - math.log(high - low)
-        return _Posterior(total + constant, (joint - total.unsqueeze(-1)).exp(), amplitudes)
+        energy, variance = self.tables.energy, sigma.square()
+        inner = self.tables.inner_products(x)
+
+        def share(row: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+            """The logarithm of a pair's part of the sum, and its mean amplitude."""
+            product, size = inner[row, pair], energy[pair]
+            nearest = (product / size).clamp(low, high)
+            exponent = nearest * (product - 0.5 * nearest * size) / variance.squeeze(-1)[row]
+            width = sigma.squeeze(-1)[row] / size.sqrt()
+            log_integral, amplitude = truncated_normal(product / size, width, low, high)
+            return self.tables.log_weight[pair] + exponent + log_integral, amplitude
+
+        # Most pairs are out of the question, and the integral over the amplitude is what costs: it is taken for those
+        # whose bound, the exponent at the nearest amplitude times the range's length, comes within reach of a pair that
+        # is known. In place, for these are the largest tensors.
+        with torch.no_grad():
+            nearest = (inner / energy).clamp_(low, high)
+            bound = (nearest * energy).mul_(-0.5).add_(inner).mul_(nearest).div_(variance).add_(self.tables.log_weight)
+            best = bound.argmax(-1)
+        known, _ = share(torch.arange(len(x), device=x.device), best)
+        known = known.detach()
+        row, pair = torch.nonzero(bound > known.unsqueeze(-1) - _REACH - math.log(high - low), as_tuple=True)
+        log_share, amplitude = share(row, pair)
+        relative = (log_share - known[row]).exp()
+        total = torch.zeros_like(known).index_add(0, row, relative)
+        constant = -0.5 * (x.square().sum(-1, keepdim=True) / variance + self.time * (2 * math.pi * variance).log())
+        log_prob = known + total.log() + constant.squeeze(-1) - math.log(high - low)
+        return _Posterior(log_prob, row, pair, relative / total[row], amplitude)
 
     def _mean(self, posterior: _Posterior) -> Tensor:
-        parts = posterior.probability.split([group.size for group in self.tables], -1)
-        mean: Tensor | float = 0.0
-        for group, probability, amplitude in zip(self.tables, parts, posterior.amplitudes, strict=True):
-            weight = probability.reshape(amplitude.shape) * amplitude
-            mean = mean + group.unfold(group.correlate(weight), self.time)
-        assert isinstance(mean, Tensor)
-        return mean
+        weight = posterior.probability * posterior.amplitude
+        count = len(posterior.log_prob)
+        if len(weight) <= _FEW * count:
+            waves = weight.unsqueeze(-1) * self._cycles(*self.tables.lookup(posterior.pair))
+            return waves.new_zeros(count, self.time).index_add(0, posterior.row, waves)
+        dense = weight.new_zeros(count, self.tables.size)
+        return self.tables.superpose(dense.index_put((posterior.row, posterior.pair), weight))
 
     # --- draws ------------------------------------------------------------------------------------------------
 
@@ -155,9 +166,13 @@ class OscillatorPrior(SourcePrior):
 
     def _draw_clean(self, x: Tensor, sigma: Tensor) -> Tensor:
         posterior = self._posterior(x, sigma)
-        choice = torch.multinomial(posterior.probability, 1).squeeze(-1)
-        period, phase = self.tables.lookup(choice)
-        shape = self._cycles(period, phase)
+        # One draw a frame from one list: the running sum of all probabilities, and a place within each frame's part.
+        running = posterior.probability.cumsum(0)
+        total = x.new_zeros(len(x)).index_add(0, posterior.row, posterior.probability)
+        ends = torch.bincount(posterior.row, minlength=len(x)).cumsum(0)
+        choice = torch.searchsorted(running, total.cumsum(0) - total * torch.rand_like(total))
+        choice = torch.minimum(choice, ends - 1).clamp(min=0)
+        shape = self._cycles(*self.tables.lookup(posterior.pair[choice]))
         energy = shape.square().sum(-1).clamp(min=_TINY)
         best = (x * shape).sum(-1) / energy
         amplitude = draw_truncated_normal(best, sigma.squeeze(-1) / energy.sqrt(), *self.amplitude)
@@ -169,22 +184,20 @@ class OscillatorPrior(SourcePrior):
         device = self.tables.device
         weight = torch.tensor(self.weights, dtype=torch.float64, device=device)
         index = torch.multinomial(weight, max(1, shape.numel()), replacement=True)
-        period = torch.tensor(self.periods, device=device)[index]
-        phase = (torch.rand(len(period), dtype=torch.float64, device=device) * period).long()
+        phase = (torch.rand(len(index), dtype=torch.float64, device=device) * self.tables.lengths[index]).long()
         low, high = self.amplitude
-        amplitude = low + (high - low) * torch.rand(len(period), 1, dtype=torch.float64, device=device)
-        frames = amplitude * self._cycles(period, phase)
+        amplitude = low + (high - low) * torch.rand(len(index), 1, dtype=torch.float64, device=device)
+        frames = amplitude * self._cycles(index, phase)
         return frames[: shape.numel()].reshape(*shape, self.time).to(torch.get_default_dtype())
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         clean = self.sample_clean(sample_shape)
         return clean + self._level(clean) * torch.randn_like(clean)
 
-    def _cycles(self, period: Tensor, phase: Tensor) -> Tensor:
-        """Waves of unit amplitude, ``(n, time)``, of periods and phases ``(n,)``."""
-        t = torch.arange(self.time, device=period.device)
-        position = (t + phase.unsqueeze(-1)) % period.unsqueeze(-1)
-        row = torch.searchsorted(torch.tensor(self.periods, device=period.device), period.contiguous())
+    def _cycles(self, row: Tensor, phase: Tensor) -> Tensor:
+        """Waves of unit amplitude, ``(n, time)``, of rows of the tables and phases ``(n,)``."""
+        t = torch.arange(self.time, device=row.device)
+        position = (t + phase.unsqueeze(-1)) % self.tables.lengths[row].unsqueeze(-1)
         return self.tables.cycles[row.unsqueeze(-1), position]
 
     @property
@@ -196,12 +209,20 @@ class OscillatorPrior(SourcePrior):
 
 
 class _Posterior(NamedTuple):
+    """Pairs of a period and a phase that count, of all frames in one list, sorted by frame."""
+
     log_prob: Tensor  # (n,)
-    probability: Tensor  # (n, all pairs of period and phase)
-    amplitudes: list[Tensor]  # a group each, (n, periods, phases): mean amplitude given the pair
+    row: Tensor  # the frame
+    pair: Tensor  # index into all pairs
+    probability: Tensor  # sums to one over the pairs of a frame
+    amplitude: Tensor  # its mean, given the pair
 
 
 _TINY = 1e-12
+#: Nats below a known pair at which another is left out: all pairs together then miss less than 1e-10 of the density.
+_REACH = 36.0
+#: Pairs a frame up to which adding up their waves one by one is faster than by Fourier transform.
+_FEW = 24
 
 
 class _Group(nn.Module):
@@ -210,46 +231,33 @@ class _Group(nn.Module):
     Pairs of a period and a phase beyond it are padding: they have no weight.
     """
 
-    def __init__(self, cycles: list[np.ndarray], weights: list[float], time: int) -> None:
+    def __init__(self, cycles: list[np.ndarray]) -> None:
         super().__init__()
         self.periods = [len(one) for one in cycles]
         self.longest = max(self.periods)
         self.fft_size = 2 * self.longest
         doubled = torch.zeros(len(cycles), self.fft_size, dtype=torch.float64)
-        energy = torch.ones(len(cycles), self.longest, dtype=torch.float64)
-        log_weight = torch.full((len(cycles), self.longest), -math.inf, dtype=torch.float64)
-        for row, (one, weight) in enumerate(zip(cycles, weights, strict=True)):
-            period = len(one)
-            doubled[row, : 2 * period] = torch.from_numpy(np.tile(one, 2))
-            count = np.bincount(np.arange(time) % period, minlength=period)
-            shifted = np.lib.stride_tricks.sliding_window_view(np.tile(one**2, 2), period)[:period]
-            energy[row, :period] = torch.from_numpy(shifted @ count).clamp(min=_TINY)
-            log_weight[row, :period] = math.log(weight / period) if weight > 0 else -math.inf
-        self.register_buffer("energy", energy)
-        self.register_buffer("log_weight", log_weight)
+        for row, one in enumerate(cycles):
+            doubled[row, : 2 * len(one)] = torch.from_numpy(np.tile(one, 2))
         self.register_buffer("doubled_spectrum", torch.fft.rfft(doubled))
-        self.energy: Tensor
-        self.log_weight: Tensor
         self.doubled_spectrum: Tensor
 
     @property
     def size(self) -> int:
-        return self.energy.numel()
+        return len(self.periods) * self.longest
 
     def fold(self, x: Tensor) -> Tensor:
         """Sum samples that are a whole number of periods apart: ``(n, time)`` to ``(n, periods, phases)``."""
-        rows = []
-        for period in self.periods:
-            repeats = x.shape[-1] // period
-            folded = x[:, : repeats * period].reshape(len(x), repeats, period).sum(1)
-            rest = x[:, repeats * period :]
-            folded = folded + nn.functional.pad(rest, (0, period - rest.shape[-1]))
-            rows.append(nn.functional.pad(folded, (0, self.longest - period)))
-        return torch.stack(rows, 1)
+        folded = x.new_zeros(len(x), len(self.periods), self.longest)
+        for row, period in enumerate(self.periods):
+            whole = x.shape[-1] // period * period
+            folded[:, row, :period] = x[:, :whole].unflatten(-1, (-1, period)).sum(1)
+            folded[:, row, : x.shape[-1] - whole] += x[:, whole:]
+        return folded
 
     def correlate(self, weight: Tensor) -> Tensor:
         r"""With one cycle: :math:`\sum_j v_j c_p[(j + k) \bmod p]` for all :math:`k`, ``(n, periods, phases)`` each."""
-        spectrum = torch.fft.rfft(weight, n=self.fft_size).conj() * self.doubled_spectrum
+        spectrum = torch.fft.rfft(weight, n=self.fft_size).conj_physical_().mul_(self.doubled_spectrum)
         return torch.fft.irfft(spectrum, n=self.fft_size)[..., : self.longest]
 
     def unfold(self, one_period: Tensor, time: int) -> Tensor:
@@ -274,12 +282,32 @@ class _Tables(nn.Module):
             table[row, : len(one)] = torch.tensor(one)
         self.register_buffer("cycles", table)
         self.cycles: Tensor
+        self.register_buffer("lengths", torch.tensor(periods))
+        self.lengths: Tensor
         octaves: dict[int, list[int]] = {}
         for row, period in enumerate(periods):
             octaves.setdefault(math.ceil(math.log2(period)), []).append(row)
-        self.groups = nn.ModuleList(
-            _Group([cycles[row] for row in rows], [weights[row] for row in rows], time) for rows in octaves.values()
-        )
+        self.groups = nn.ModuleList()
+        self.groups: Sequence[Any]
+        for rows in octaves.values():
+            self.groups.append(_Group([cycles[row] for row in rows]))
+        energy, log_weight, pairs = [], [], []
+        for group, rows in zip(self.groups, octaves.values(), strict=True):
+            for row in rows:
+                one, period, padding = cycles[row], periods[row], group.longest - periods[row]
+                count = np.bincount(np.arange(time) % period, minlength=period)
+                shifted = np.lib.stride_tricks.sliding_window_view(np.tile(one**2, 2), period)[:period]
+                energy.append(np.pad((shifted @ count).clip(min=_TINY), (0, padding), constant_values=1.0))
+                level = math.log(weights[row] / period) if weights[row] > 0 else -math.inf
+                log_weight.append(np.pad(np.full(period, level), (0, padding), constant_values=-math.inf))
+                pairs.append(np.stack([np.full(group.longest, row), np.arange(group.longest)], -1))
+        #: Of every pair of a period and a phase: energy of its wave, log-probability, and row and phase.
+        self.register_buffer("energy", torch.from_numpy(np.concatenate(energy)))
+        self.register_buffer("log_weight", torch.from_numpy(np.concatenate(log_weight)))
+        self.register_buffer("pairs", torch.from_numpy(np.concatenate(pairs)))
+        self.energy: Tensor
+        self.log_weight: Tensor
+        self.pairs: Tensor
         self.weights = weights
         self.periods = periods
         self._spectrum: Tensor | None = None
@@ -288,17 +316,28 @@ class _Tables(nn.Module):
     def device(self) -> torch.device:
         return self.cycles.device
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.groups)
+    @property
+    def size(self) -> int:
+        """Pairs of a period and a phase, padding included."""
+        return self.energy.numel()
+
+    def inner_products(self, x: Tensor) -> Tensor:
+        """Of frames ``(n, time)`` with the wave of every pair: ``(n, pairs)``."""
+        return torch.cat([group.correlate(group.fold(x)).flatten(1) for group in self.groups], -1)
+
+    def superpose(self, weight: Tensor) -> Tensor:
+        """The waves of all pairs, added up with weights ``(n, pairs)``: ``(n, time)``."""
+        total: Tensor | float = 0.0
+        for group, part in zip(self.groups, weight.split([group.size for group in self.groups], -1), strict=True):
+            shape = (len(weight), len(group.periods), group.longest)
+            total = total + group.unfold(group.correlate(part.reshape(shape)), self.time)
+        assert isinstance(total, Tensor)
+        return total
 
     def lookup(self, choice: Tensor) -> tuple[Tensor, Tensor]:
-        """Period and phase of flat indices into all pairs."""
-        pairs = [
-            torch.cartesian_prod(torch.tensor(group.periods), torch.arange(group.longest)).reshape(-1, 2)
-            for group in self
-        ]
-        period, phase = torch.cat(pairs).to(choice.device)[choice].unbind(-1)
-        return period, phase
+        """Row of the period in :attr:`cycles`, and phase, of indices into all pairs."""
+        row, phase = self.pairs[choice].unbind(-1)
+        return row, phase
 
     def spectrum(self, amplitude: tuple[float, float]) -> Tensor:
         r"""Mean power per frequency: of :math:`\sum_p \pi_p R_p`, the autocorrelations, under the frame's triangle."""
