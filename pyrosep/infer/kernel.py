@@ -17,7 +17,10 @@ from pyrosep.errors import DivergenceError, InitializationError
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner, make_preconditioner
 
-__all__ = ["LangevinKernel", "LangevinState"]
+__all__ = ["LangevinKernel", "LangevinState", "Progress"]
+
+#: Called with what is done and what there is to do.
+Progress = Callable[[int, int], Any]
 
 #: A chain whose energy is this many nats a dimension above its start is diverging: a stationary chain of any
 #: log-density stays within about half a nat a dimension of its mode.
@@ -91,7 +94,8 @@ class LangevinKernel(MCMCKernel):
         """Prepare for one chain on the model called with ``args`` and ``kwargs``."""
         potential = Potential(self.model, args, kwargs)
         given, self._given = self._given, None  # a later chain of the same kernel must not start from it
-        self.start(potential, warmup_steps, potential.unconstrain(potential.prior_draw) if given is None else given)
+        z = potential.unconstrain(potential.prior_draw) if given is None else given
+        self.start(potential, warmup_steps, self.search(potential, z, lambda done, total: None))
         if hasattr(self, "save_params"):
             self.save_params = sorted(self.save_params)  # stock MCMC reads them back in sorted order
 
@@ -132,6 +136,10 @@ class LangevinKernel(MCMCKernel):
         }
 
     # --- set-up -----------------------------------------------------------------------------------------------
+
+    def search(self, potential: Potential, z: Values, progress: Progress) -> Values:
+        """Where the chains are to begin, unconstrained; kernels that look for modes first override it."""
+        return z
 
     def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
         """Prepare for the chains of ``potential``, from unconstrained values ``z``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import pyro
@@ -24,6 +25,11 @@ __all__ = ["ChainWarning", "LangevinMCMC"]
 
 class ChainWarning(UserWarning):
     """Chains were stopped or never moved."""
+
+
+def _advance(bar: Any, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
 
 
 class LangevinMCMC(AbstractMCMC):
@@ -107,6 +113,8 @@ class LangevinMCMC(AbstractMCMC):
         potential = Potential(kernel.model, args, kwargs, num_chains=self.num_chains)
         z = initial_values(potential, self.init)
         potential.check_independence(z)
+        with self._bar("Search", 0) as bar:
+            z = kernel.search(potential, z, partial(_advance, bar))
         kernel.start(potential, self.warmup_steps, z)
         self.potential = potential
         self._run_stage("Warmup", self.warmup_steps)
@@ -122,10 +130,13 @@ class LangevinMCMC(AbstractMCMC):
         self._report()
         return self
 
+    def _bar(self, stage: str, steps: int) -> Any:
+        quiet = True if self.disable_progbar else None  # None: off where there is no terminal
+        return tqdm(total=steps, desc=stage, disable=quiet, file=sys.stderr, leave=False)
+
     def _run_stage(self, stage: str, steps: int, keep: Callable[[int], None] | None = None) -> None:
         kernel = self.kernel
-        quiet = True if self.disable_progbar else None  # None: off where there is no terminal
-        with tqdm(total=steps, desc=stage, disable=quiet, file=sys.stderr, leave=False) as bar:
+        with self._bar(stage, steps) as bar:
             z = kernel.state.z
             for i in range(steps):
                 z = kernel.sample(z)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.infer.potential import Potential, Values
+from pyrosep.infer.response import random_phase
+from pyrosep.priors.base import mean_spectrum
 
 __all__ = ["IdentityPreconditioner", "Preconditioner", "SpectralPreconditioner", "make_preconditioner"]
 
@@ -60,59 +62,62 @@ class SpectralPreconditioner(Preconditioner):
     Arguments:
         potential: of the model.
         z: unconstrained values at which the curvature is measured, averaged over the chains.
-        curvature: ``"posterior"``, or ``"prior"`` to leave :math:`H` out; :math:`w` are then the coordinates in which
-            the priors are white.
+        curvature: ``"posterior"``; ``"prior"`` to leave :math:`H` out, so that :math:`w` are the coordinates in which
+            the priors are white; or ``"measured"``, the model's Hessian with the priors in it, for priors that hold
+            their sources far closer than a Gaussian of the same spectrum would.
         probes: Hessian products a source.
     """
 
     def __init__(self, potential: Potential, z: Values, *, curvature: str = "posterior", probes: int = 2) -> None:
-        if curvature not in ("posterior", "prior"):
-            raise ConfigurationError(f"curvature must be 'posterior' or 'prior'; got {curvature!r}")
+        if curvature not in ("posterior", "prior", "measured"):
+            raise ConfigurationError(f"curvature must be 'posterior', 'prior' or 'measured'; got {curvature!r}")
         self.names = list(potential.priors)
         self.scales: Values = {}
         self.root: Tensor | None = None
         rest = [name for name in z if name not in potential.priors]
         if rest:
-            self.scales = _diagonal_scales(potential, z, rest, probes)
+            self.scales = diagonal_scales(potential, z, rest, probes)
         if self.names:
             shapes = {tuple(z[name].shape) for name in self.names}
             if len(shapes) > 1:
                 raise ShapeError(f"the spectral preconditioner needs sources of one shape; got {sorted(shapes)}")
             self.time = z[self.names[0]].shape[-1]
-            precision = torch.diag_embed((1.0 / self._variances(potential, z)).mT)  # (bins, source, source)
+            own = 1.0 / self._variances(potential, z)  # (source, bins)
+            if curvature == "measured":
+                precision = self._curvature(potential, z, probes, without=[])
+            else:
+                precision = torch.diag_embed(own.mT)  # (bins, source, source)
             if curvature == "posterior":
-                precision = precision + self._likelihood_curvature(potential, z, probes)
+                precision = precision + self._curvature(potential, z, probes, without=self.names)
             eigenvalues, vectors = torch.linalg.eigh(precision)
+            # Measured in a place where the density curves the other way, a precision may be none.
+            eigenvalues = eigenvalues.clamp(min=own.real.amin())
             root = (vectors * eigenvalues.rsqrt().unsqueeze(-2)) @ vectors.mH
             self.root = root.permute(1, 2, 0).to(z[self.names[0]].dtype.to_complex()).contiguous()  # (i, j, bins)
 
     def _variances(self, potential: Potential, z: Values) -> Tensor:
-        """``P_k + sigma^2``, ``(source, bins)``; for a prior without a spectrum, flat at the level of its draws."""
+        """``P_k + sigma^2``, ``(source, bins)``."""
         rows = []
         for name, prior in potential.priors.items():
             like = z[name]
-            spectrum = prior.spectrum
-            if spectrum is None:
-                power = potential.prior_draw[name].square().mean()
-                spectrum = power.expand(self.time // 2 + 1)
-            rows.append(spectrum.to(like).double() + prior.sigma.to(like).double().square().mean())
+            rows.append(mean_spectrum(prior).to(like).double() + prior.sigma.to(like).double().square().mean())
         return torch.stack(rows).to(torch.complex128)
 
-    def _likelihood_curvature(self, potential: Potential, single: Values, probes: int) -> Tensor:
-        """``H``, ``(bins, source, source)``, Hermitian and positive semi-definite."""
+    def _curvature(self, potential: Potential, single: Values, probes: int, *, without: list[str]) -> Tensor:
+        """The Hessian but for the sites ``without``, ``(bins, source, source)``, Hermitian, positive semi-definite."""
         # A sharp observation has a curvature so large that single precision would drown the priors' in its rounding.
         try:
             z = {name: value.double() for name, value in single.items()}
-            product = hessian_product(potential, z, without=self.names)
+            product = hessian_product(potential, z, without=without)
         except RuntimeError:  # a network of single precision within the model
-            product = hessian_product(potential, single, without=self.names)
+            product = hessian_product(potential, single, without=without)
             z = single
         like = z[self.names[0]]
         bins = self.time // 2 + 1
         found = like.new_zeros(probes, bins, len(self.names), len(self.names), dtype=torch.complex128)
         for column, name in enumerate(self.names):
             for trial in range(probes):
-                probe = _random_phase(self.time, like)
+                probe = random_phase(self.time, like)
                 image = product({other: probe.expand_as(z[name]) * (other == name) for other in self.names})
                 phase = torch.fft.rfft(probe)
                 for row, other in enumerate(self.names):
@@ -148,16 +153,18 @@ class SpectralPreconditioner(Preconditioner):
 def make_preconditioner(
     kind: str | Callable[[Potential, Values], Preconditioner] | None, potential: Potential, z: Values
 ) -> Preconditioner:
-    """A preconditioner by name: ``None``, ``"prior"``, ``"spectral"``, or a function of potential and values."""
+    """One by name, ``None``, ``"spectral"``, ``"measured"`` or ``"prior"``, or from a function."""
     if kind is None:
         return IdentityPreconditioner()
     if kind == "spectral":
         return SpectralPreconditioner(potential, z)
-    if kind == "prior":
-        return SpectralPreconditioner(potential, z, curvature="prior")
+    if kind in ("prior", "measured"):
+        return SpectralPreconditioner(potential, z, curvature=kind)
     if callable(kind):
         return kind(potential, z)
-    raise ConfigurationError(f"preconditioner must be None, 'spectral', 'prior' or a function; got {kind!r}")
+    raise ConfigurationError(
+        f"preconditioner must be None, 'spectral', 'measured', 'prior' or a function; got {kind!r}"
+    )
 
 
 def hessian_product(potential: Potential, z: Values, without: list[str]) -> Callable[[Values], Values]:
@@ -180,7 +187,7 @@ def hessian_product(potential: Potential, z: Values, without: list[str]) -> Call
     return product
 
 
-def _diagonal_scales(potential: Potential, z: Values, names: list[str], probes: int) -> Values:
+def diagonal_scales(potential: Potential, z: Values, names: list[str], probes: int) -> Values:
     """One over the root of each element's curvature, averaged over the chains (Hutchinson's estimate)."""
     product = hessian_product(potential, z, without=list(potential.priors))
     curvature = {name: torch.zeros_like(z[name]) for name in names}
@@ -193,13 +200,6 @@ def _diagonal_scales(potential: Potential, z: Values, names: list[str], probes: 
         mean = value.mean(0, keepdim=True) if potential.batch_ndim else value
         scales[name] = torch.where(mean > 0, mean.clamp(min=1e-12).rsqrt(), torch.ones_like(mean))
     return scales
-
-
-def _random_phase(time: int, like: Tensor) -> Tensor:
-    """A signal of ``time`` samples whose spectrum has modulus one everywhere."""
-    phase = torch.randn(time, dtype=like.dtype, device=like.device)
-    spectrum = torch.fft.rfft(phase)
-    return torch.fft.irfft(spectrum / spectrum.abs(), n=time)
 
 
 def _smooth(curvature: Tensor) -> Tensor:

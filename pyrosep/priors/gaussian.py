@@ -46,6 +46,7 @@ class GaussianPrior(SourcePrior):
     """
 
     has_rsample = True
+    exact_draws = True
 
     def __init__(
         self,
@@ -75,6 +76,11 @@ class GaussianPrior(SourcePrior):
     def variance(self, like: Tensor) -> Tensor:
         r"""Power of ``x`` per bin, :math:`P_f + \sigma^2`, ``batch_shape + (time // 2 + 1,)``."""
         return self._spectrum.to(like) + self._level(like).square()
+
+    def uncertainty(self, sigma: Tensor) -> Tensor:
+        own = self.sigma.to(sigma).square().unsqueeze(-1)
+        power, added = self._spectrum.to(sigma) + own, sigma.square().unsqueeze(-1) - own
+        return added * power / (power + added)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._spectrum.requires_grad or self.sigma.requires_grad:

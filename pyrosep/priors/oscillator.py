@@ -52,6 +52,8 @@ class OscillatorPrior(SourcePrior):
         (torch.Size([3]), torch.Size([3, 512]))
     """
 
+    exact_draws = True
+
     def __init__(
         self,
         wave: str,
@@ -104,7 +106,7 @@ class OscillatorPrior(SourcePrior):
 
     def denoise(self, value: Tensor) -> Tensor:
         self._check_time(value)
-        return self._in_parts(value, lambda x, sigma: self._mean(self._posterior(x, sigma)))
+        return self._in_parts(value, lambda x, sigma: _Denoise.apply(x, sigma, self))
 
     def _in_parts(self, value: Tensor, function: Any, dtype: torch.dtype | None = None) -> Tensor:
         """A function of frames ``(n, time)`` and levels ``(n, 1)``, double precision, a part of the batch at a time."""
@@ -122,14 +124,14 @@ class OscillatorPrior(SourcePrior):
         energy, variance = self.tables.energy, sigma.square()
         inner = self.tables.inner_products(x)
 
-        def share(row: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
-            """The logarithm of a pair's part of the sum, and its mean amplitude."""
+        def share(row: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The logarithm of a pair's part of the sum, and mean and variance of its amplitude."""
             product, size = inner[row, pair], energy[pair]
             nearest = (product / size).clamp(low, high)
             exponent = nearest * (product - 0.5 * nearest * size) / variance.squeeze(-1)[row]
             width = sigma.squeeze(-1)[row] / size.sqrt()
-            log_integral, amplitude = truncated_normal(product / size, width, low, high)
-            return self.tables.log_weight[pair] + exponent + log_integral, amplitude
+            log_integral, amplitude, spread = truncated_normal(product / size, width, low, high)
+            return self.tables.log_weight[pair] + exponent + log_integral, amplitude, spread
 
         # Most pairs are out of the question, and the integral over the amplitude is what costs: it is taken for those
         # whose bound, the exponent at the nearest amplitude times the range's length, comes within reach of a pair that
@@ -138,18 +140,32 @@ class OscillatorPrior(SourcePrior):
             nearest = (inner / energy).clamp_(low, high)
             bound = (nearest * energy).mul_(-0.5).add_(inner).mul_(nearest).div_(variance).add_(self.tables.log_weight)
             best = bound.argmax(-1)
-        known, _ = share(torch.arange(len(x), device=x.device), best)
+        known, *_ = share(torch.arange(len(x), device=x.device), best)
         known = known.detach()
         row, pair = torch.nonzero(bound > known.unsqueeze(-1) - _REACH - math.log(high - low), as_tuple=True)
-        log_share, amplitude = share(row, pair)
+        log_share, amplitude, spread = share(row, pair)
         relative = (log_share - known[row]).exp()
         total = torch.zeros_like(known).index_add(0, row, relative)
         constant = -0.5 * (x.square().sum(-1, keepdim=True) / variance + self.time * (2 * math.pi * variance).log())
         log_prob = known + total.log() + constant.squeeze(-1) - math.log(high - low)
-        return _Posterior(log_prob, row, pair, relative / total[row], amplitude)
+        return _Posterior(log_prob, row, pair, relative / total[row], amplitude, spread)
+
+    def _covariance_product(self, posterior: _Posterior, mean: Tensor, vector: Tensor) -> Tensor:
+        """The posterior covariance of the clean source times a vector: ``(n, time)``."""
+        if len(posterior.row) <= _FEW * len(vector):
+            waves = self._cycles(*self.tables.lookup(posterior.pair))
+            inner = (waves * vector[posterior.row]).sum(-1)
+        else:
+            inner = self.tables.inner_products(vector)[posterior.row, posterior.pair]
+        square = posterior.amplitude.square() + posterior.variance
+        product = self._superpose(posterior, posterior.probability * square * inner)
+        return product - mean * torch.linalg.vecdot(mean, vector).unsqueeze(-1)
 
     def _mean(self, posterior: _Posterior) -> Tensor:
-        weight = posterior.probability * posterior.amplitude
+        return self._superpose(posterior, posterior.probability * posterior.amplitude)
+
+    def _superpose(self, posterior: _Posterior, weight: Tensor) -> Tensor:
+        """The waves of the pairs that count, added up frame by frame: ``(n, time)``."""
         count = len(posterior.log_prob)
         if len(weight) <= _FEW * count:
             waves = weight.unsqueeze(-1) * self._cycles(*self.tables.lookup(posterior.pair))
@@ -216,6 +232,25 @@ class _Posterior(NamedTuple):
     pair: Tensor  # index into all pairs
     probability: Tensor  # sums to one over the pairs of a frame
     amplitude: Tensor  # its mean, given the pair
+    variance: Tensor  # and its variance
+
+
+class _Denoise(torch.autograd.Function):
+    r"""The posterior mean, whose Jacobian is the posterior covariance over :math:`\sigma^2`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sigma: Tensor, prior: OscillatorPrior) -> Tensor:
+        posterior = prior._posterior(x, sigma)
+        mean = prior._mean(posterior)
+        ctx.prior, ctx.posterior = prior, posterior
+        ctx.save_for_backward(sigma, mean)
+        return mean
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        sigma, mean = ctx.saved_tensors
+        return ctx.prior._covariance_product(ctx.posterior, mean, grad_outputs[0]) / sigma.square(), None, None
 
 
 _TINY = 1e-12
@@ -270,6 +305,13 @@ class _Group(nn.Module):
         return total
 
 
+class _Groups(nn.ModuleList):
+    """Groups by octave."""
+
+    def __iter__(self) -> Iterator[_Group]:
+        return super().__iter__()  # type: ignore[return-value]
+
+
 class _Tables(nn.Module):
     """Everything about a wave's periods that frames of one length share."""
 
@@ -287,8 +329,7 @@ class _Tables(nn.Module):
         octaves: dict[int, list[int]] = {}
         for row, period in enumerate(periods):
             octaves.setdefault(math.ceil(math.log2(period)), []).append(row)
-        self.groups = nn.ModuleList()
-        self.groups: Sequence[Any]
+        self.groups = _Groups()
         for rows in octaves.values():
             self.groups.append(_Group([cycles[row] for row in rows]))
         energy, log_weight, pairs = [], [], []

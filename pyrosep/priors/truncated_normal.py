@@ -38,15 +38,17 @@ def _ends(best: Tensor, width: Tensor, low: float, high: float | Tensor) -> tupl
     return (distance - half) / width, (distance + half) / width
 
 
-def truncated_normal(best: Tensor, width: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """The logarithm of its mass, as :func:`_log_mass` has it, and its mean."""
+def truncated_normal(best: Tensor, width: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithm of its mass, as :func:`_log_mass` has it, its mean, and its variance."""
     log_mass, tail = _log_mass(best, width, low, high)
     near, far = _ends(best, width, low, high)
-    rise = torch.exp(-0.5 * near.clamp(max=0).square())
-    drop = torch.exp(-0.5 * (far.square() - tail.square()))
-    toward = width.square() * (rise - drop) * (-log_mass).exp()
-    mean = best + torch.where(best < (low + high) / 2, toward, -toward)
-    return log_mass, mean.clamp(low, high)
+    inverse = (-log_mass).exp() * width
+    rise = torch.exp(-0.5 * near.clamp(max=0).square()) * inverse
+    drop = torch.exp(-0.5 * (far.square() - tail.square())) * inverse
+    distance = rise - drop  # of its mean from `best`, in deviations, towards the range
+    spread = 1 + near * rise - far * drop - distance.square()
+    mean = best + width * torch.where(best < (low + high) / 2, distance, -distance)
+    return log_mass, mean.clamp(low, high), (width.square() * spread).clamp(min=0, max=(high - low) ** 2 / 4)
 
 
 def draw_truncated_normal(best: Tensor, width: Tensor, low: float, high: float) -> Tensor:

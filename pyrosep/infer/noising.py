@@ -1,0 +1,337 @@
+"""The effect handler that lifts a model to a noise level."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrosep.errors import ConfigurationError
+from pyrosep.infer.potential import Values
+from pyrosep.infer.response import Responses, base_distribution, measure_responses
+from pyrosep.priors import SourcePrior
+
+__all__ = ["COUPLINGS", "Noised", "StationaryNormal", "noised"]
+
+COUPLINGS = ("noisy", "denoised", "constraint")
+
+Level = float | Tensor | Mapping[str, float | Tensor]
+
+
+def noised(
+    model: Callable[..., Any],
+    sigma: Level,
+    coupling: str = "denoised",
+    *,
+    responses: Responses | None = None,
+    density: bool = True,
+) -> Noised:
+    r"""A model at a noise level, its sources replaced by :math:`x_k = s_k + \sqrt{\sigma^2 - \sigma_0^2}\,\epsilon`.
+
+    :math:`\sigma_0` is the level of the model's own priors (their ``sigma``, as a rule ``sigma_min``), so that at
+    :math:`\sigma = \sigma_0` the model is what it was, under every coupling. Sites that are no sources stay as they
+    are. What the rest of the model sees of a source is the coupling's to say:
+
+    - ``"noisy"``: :math:`x_k` itself (the baseline; BASIS, Jayaram & Thickstun, 2020).
+    - ``"denoised"``: :math:`D_k = E[s_k | x_k]`, gradients passing through the denoiser (Chung et al., 2023).
+    - ``"constraint"``: the same :math:`D_k`, the denoiser's Jacobian replaced by that of a stationary Gaussian with the
+      prior's spectrum. The gradient then moves :math:`D_k` to where the sources explain the mix to within its own
+      noise, what they leave of it shared in proportion to their posterior covariances :math:`C_k(f)`: no
+      pass back through the denoiser is needed. It is the gradient of no density, unless the sources are Gaussian.
+
+    The observation is widened by what is not known of the sources at that level, carried to it by the model's own
+    response :math:`H_k(f)` (:func:`~pyrosep.infer.response.measure_responses`):
+
+    .. math:: V(f) = \lambda^{-1} + \sum_k |H_k(f)|^2 C_k(f), \qquad
+              C_k = \sigma^2 - \sigma_0^2 \text{ (noisy)}, \quad
+              C_k(f) = \frac{(\sigma^2 - \sigma_0^2)(P_k(f) + \sigma_0^2)}{P_k(f) + \sigma^2} \text{ (else)}.
+
+    For ``"noisy"`` that is the covariance of :math:`m - f(x)` given the sources, for the others that of
+    :math:`m - f(D)` given :math:`x`, if the sources are stationary and Gaussian with power :math:`P_k`; then
+    ``"denoised"`` and ``"constraint"`` have exactly the posterior of :math:`x` as their target. Several channels are
+    widened together, with the covariances between them.
+
+    Arguments:
+        model: a Pyro model whose priors are :class:`~pyrosep.SourcePrior` sites. Observe by ``obs=``, or condition it
+            before: ``noised(poutine.condition(model, data), sigma)``.
+        sigma: noise level, float, tensor of the sites' batch shape, or one for each source by name.
+        coupling: see above.
+        responses: from :func:`~pyrosep.infer.response.measure_responses`; by default measured at the first call, at a
+            draw from the prior, which is enough where they are the same everywhere (linear mixes of known gains).
+        density: if false, a source's log-probability is a zero whose gradient is the score; learned priors find that
+            far faster.
+
+    Raises:
+        ConfigurationError: an unknown coupling; no source prior in the model; a level below a prior's own; an
+            observation that can't be widened.
+
+    Example:
+        >>> from pyro import poutine
+        >>> from pyrosep import GaussianPrior
+        >>> from pyrosep.mixing import mean_mix
+        >>> priors = {"a": GaussianPrior(torch.ones(2), 8), "b": GaussianPrior(torch.ones(2), 8)}
+        >>> model = poutine.condition(mean_mix(priors), {"mix": torch.zeros(8)})
+        >>> trace = poutine.trace(noised(model, 0.5, "noisy")).get_trace()
+        >>> trace.nodes["a"]["fn"].sigma.item(), round(trace.nodes["mix"]["fn"].base_dist.scale[0].item(), 3)
+        (0.5, 0.354)
+    """
+    return Noised(model, sigma, coupling, responses=responses, density=density)
+
+
+class Noised:
+    """A model at a noise level; see :func:`noised`. Its :attr:`sigma` and :attr:`responses` may be changed."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        sigma: Level,
+        coupling: str,
+        *,
+        responses: Responses | None = None,
+        density: bool = True,
+    ) -> None:
+        if coupling not in COUPLINGS:
+            raise ConfigurationError(f"coupling must be one of {COUPLINGS}; got {coupling!r}")
+        self.model = model
+        self.sigma = sigma
+        self.coupling = coupling
+        self.responses = responses
+        self.density = density
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.responses is None:
+            self.responses = self._measured(args, kwargs)
+        with _NoisedMessenger(self):
+            return self.model(*args, **kwargs)
+
+    def _measured(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Responses:
+        with poutine.block(), torch.no_grad():
+            drawn = poutine.trace(self.model).get_trace(*args, **kwargs)
+        latent = {name: drawn.nodes[name]["value"] for name in drawn.stochastic_nodes}
+        names = [name for name in latent if isinstance(drawn.nodes[name]["fn"], SourcePrior)]
+        if not names:
+            raise ConfigurationError("noised needs a model with source priors as sites; this one has none")
+
+        def run(values: Values) -> poutine.Trace:
+            with poutine.block():
+                return poutine.trace(poutine.condition(self.model, values)).get_trace(*args, **kwargs)
+
+        return measure_responses(run, latent, names)
+
+    def level(self, name: str, prior: SourcePrior) -> tuple[Tensor, Tensor]:
+        """Noise level of a source, and what it has above the prior's own: the variance."""
+        given = self.sigma[name] if isinstance(self.sigma, Mapping) else self.sigma
+        sigma, own = torch.as_tensor(given).to(prior.sigma), prior.sigma
+        if not isinstance(given, Tensor) and bool((sigma < own * (1 - 1e-6)).any()):
+            raise ConfigurationError(
+                f"the prior of {name!r} is at noise level {own.max().item():.4g} already; expected a level not below "
+                f"it, got {sigma.min().item():.4g}"
+            )
+        sigma = torch.maximum(sigma, own)
+        return sigma, sigma.square() - own.square()
+
+    def uncertainty(self, prior: SourcePrior, at: SourcePrior, added: Tensor) -> Tensor:
+        """The covariance :math:`C_k(f)` of a source, ``batch_shape + (bins,)``."""
+        if self.coupling == "noisy":
+            return added.unsqueeze(-1).expand(*added.shape, at.time // 2 + 1)
+        return prior.uncertainty(at.sigma)
+
+
+class _NoisedMessenger(Messenger):
+    def __init__(self, settings: Noised) -> None:
+        super().__init__()
+        self.settings = settings
+        self.lifted: dict[str, _Lifted] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if msg["is_observed"]:
+            if self.settings.responses and name in self.settings.responses:
+                msg["fn"] = self._widened(name, fn, self.settings.responses[name])
+        elif isinstance(fn, SourcePrior):
+            sigma, added = self.settings.level(name, fn)
+            lifted = _Lifted(fn, fn.at(sigma), added, self.settings)
+            self.lifted[name] = lifted
+            msg["fn"] = lifted.at if self.settings.density else lifted
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        # Handlers outside have the noisy value by now; what the model goes on with is this.
+        if msg["name"] in self.lifted and self.settings.coupling != "noisy":
+            msg["value"] = self.lifted[msg["name"]].seen(msg["value"])
+
+    def _widened(self, name: str, fn: Any, responses: dict[str, Tensor]) -> Any:
+        base = base_distribution(fn)
+        if not (hasattr(base, "scale") and hasattr(base, "loc")):
+            raise ConfigurationError(
+                f"observed site {name!r} is a {type(base).__name__}, which has no scale; noise levels need an "
+                "observation whose noise can be widened (Normal, StudentT, Laplace)"
+            )
+        parts = [
+            (responses[source], lifted.uncertainty) for source, lifted in self.lifted.items() if source in responses
+        ]
+        if not parts:
+            return fn
+        scale = base.scale.expand(base.batch_shape)
+        stereo = fn.event_dim > 1
+        parts = [(response, uncertainty.unsqueeze(-2) if stereo else uncertainty) for response, uncertainty in parts]
+        extra = torch.stack(
+            torch.broadcast_tensors(*(response.abs().square() * power for response, power in parts))
+        ).sum(0)
+        flat = extra.mean(-1, keepdim=True)
+        even = bool((extra - flat).abs().max() <= 1e-4 * flat.max())
+        uniform = isinstance(base, dist.Normal) and fn.event_dim > 0 and bool((scale == scale[..., :1]).all())
+        if not uniform or fn.event_dim > 2 or (even and fn.event_dim == 1):
+            wide = copy.copy(base)
+            wide.scale = (base.scale.square() + flat).sqrt()
+            wide._batch_shape = torch.broadcast_shapes(base.batch_shape, wide.scale.shape)
+            return wide.to_event(fn.event_dim)
+        noise = scale[..., :1].square()
+        if not stereo:
+            return StationaryNormal(base.loc, noise + extra)
+        channels = base.loc.shape[-2]
+        covariance = torch.diag_embed(noise.expand(*noise.shape[:-2], channels, 1).mT.to(extra)) + 0j
+        for response, power in parts:
+            column = (response * power.sqrt()).mT  # (..., bins, channel)
+            covariance = covariance + column.unsqueeze(-1) * column.conj().unsqueeze(-2)
+        return StationaryNormal(base.loc, covariance)
+
+
+class _Lifted(dist.TorchDistribution):
+    """A source at its noise level: the score in place of the density, and what the rest of the model sees."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(self, prior: SourcePrior, at: SourcePrior, added: Tensor, settings: Noised) -> None:
+        super().__init__(at.batch_shape, at.event_shape, validate_args=False)
+        self.prior, self.added, self.settings = prior, added, settings
+        self.at = self.base_dist = at  # as a wrapper of a source prior, for those who look for one
+        self._clean: tuple[Tensor, Tensor] | None = None
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.at.sample(sample_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Lifted:
+        return _Lifted(self.prior, self.at.expand(batch_shape), self.added, self.settings)
+
+    @property
+    def uncertainty(self) -> Tensor:
+        return self.settings.uncertainty(self.prior, self.at, self.added)
+
+    def _denoise(self, value: Tensor) -> Tensor:
+        # The density's gradient and the model's view of the source share one evaluation.
+        if self._clean is None or self._clean[0] is not value:
+            through = self.settings.coupling == "denoised"
+            with torch.set_grad_enabled(torch.is_grad_enabled() and through):
+                self._clean = (value, self.at.denoise(value if through else value.detach()))
+        return self._clean[1]
+
+    def seen(self, value: Tensor) -> Tensor:
+        """The mean of the source at the prior's own level, given its value at the higher one."""
+        share = (self.added / self.at.sigma.square().clamp(min=1e-30)).unsqueeze(-1).to(value)
+        clean = self._denoise(value)
+        mean = value + share * (clean - value)
+        if self.settings.coupling == "denoised":
+            return mean
+        return _WithJacobian.apply(value, mean.detach(), self._jacobian(value))
+
+    def _jacobian(self, value: Tensor) -> Tensor:
+        added = self.added.unsqueeze(-1).to(value)
+        known = self.uncertainty.to(value) / added.clamp(min=1e-30)
+        return torch.where(added > 0, known, torch.ones_like(known))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        score = (self._denoise(value).detach() - value.detach()) / self.at._level(value).square()
+        return _Score.apply(value, score)
+
+
+class _Score(torch.autograd.Function):
+    """A zero with a given gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, score: Tensor) -> Tensor:
+        ctx.save_for_backward(score)
+        return value.new_zeros(score.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (score,) = ctx.saved_tensors
+        return grad_outputs[0].unsqueeze(-1) * score, None
+
+
+class _WithJacobian(torch.autograd.Function):
+    """A given value of a function of ``value`` whose Jacobian is a zero-phase filter."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, result: Tensor, response: Tensor) -> Tensor:
+        ctx.save_for_backward(response)
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (response,) = ctx.saved_tensors
+        gradient = grad_outputs[0]
+        return torch.fft.irfft(torch.fft.rfft(gradient) * response, n=gradient.shape[-1]), None, None
+
+
+class StationaryNormal(dist.TorchDistribution):
+    r"""A mean plus stationary Gaussian noise on circular frames, of one channel or of several that are correlated.
+
+    .. math:: \log p(m) = -\tfrac12 \sum_f \Big[\log\det 2\pi V(f) + \tfrac1T R(f)^* V(f)^{-1} R(f)\Big],
+              \qquad R = \mathrm{fft}(m - \mu)
+
+    Arguments:
+        loc: :math:`\mu`, ``(..., time)``, or with channels ``(..., channel, time)``.
+        covariance: :math:`V` on the non-negative frequencies, ``(..., bins)``, or with channels Hermitian
+            ``(..., bins, channel, channel)``.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(self, loc: Tensor, covariance: Tensor) -> None:
+        self.loc, self.covariance = loc, covariance
+        self._event = 2 if covariance.is_complex() else 1
+        tail = 3 if covariance.is_complex() else 1
+        batch = torch.broadcast_shapes(loc.shape[: -self._event], covariance.shape[:-tail])
+        super().__init__(batch, loc.shape[-self._event :], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc.expand(self.batch_shape + self.event_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StationaryNormal:
+        shape = torch.Size(batch_shape)
+        return StationaryNormal(self.loc.expand(shape + self.event_shape), self.covariance)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        white = torch.fft.rfft(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+        if self._event == 1:
+            noise = self.covariance.sqrt() * white
+        else:
+            root = torch.linalg.cholesky(self.covariance)
+            noise = (root @ white.mT.unsqueeze(-1)).squeeze(-1).mT
+        return self.loc + torch.fft.irfft(noise, n=shape[-1])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        time = self.event_shape[-1]
+        bins = torch.fft.rfft(value - self.loc)
+        if self._event == 1:
+            terms = self.covariance.log() + torch.view_as_real(bins).square().sum(-1) / (time * self.covariance)
+        else:
+            root = torch.linalg.cholesky(self.covariance)
+            white = torch.linalg.solve_triangular(root, bins.mT.unsqueeze(-1), upper=False).squeeze(-1)
+            determinant = 2 * root.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+            terms = determinant + white.abs().square().sum(-1) / time
+        inner = slice(1, (time + 1) // 2)
+        both = terms.sum(-1) + terms[..., inner].sum(-1)
+        return -0.5 * (both + self.event_shape.numel() * math.log(2 * math.pi))
