@@ -1,7 +1,17 @@
 """Bayesian musical source separation in Pyro: a prior for each source, the mix as a model, samples of the sources."""
 
-from pyrosep.diagnostics import summarize, to_inference_data
-from pyrosep.infer import MALA, SGLD, GaussianPosterior, LangevinMCMC, Potential, SpectralPreconditioner
+from pyrosep.diagnostics import compare_chains, summarize, to_inference_data
+from pyrosep.infer import (
+    MALA,
+    SGLD,
+    AnnealedSGLD,
+    GaussianPosterior,
+    LangevinMCMC,
+    Potential,
+    SpectralPreconditioner,
+    noise_ladder,
+    noised,
+)
 from pyrosep.priors import GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum, load_priors, save_priors
 from pyrosep.separate import Separation, Separator, Settings
 
@@ -10,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MALA",
     "SGLD",
+    "AnnealedSGLD",
     "GaussianPosterior",
     "GaussianPrior",
     "LangevinMCMC",
@@ -20,8 +31,11 @@ __all__ = [
     "Settings",
     "SourcePrior",
     "SpectralPreconditioner",
+    "compare_chains",
     "fit_spectrum",
     "load_priors",
+    "noise_ladder",
+    "noised",
     "save_priors",
     "summarize",
     "to_inference_data",

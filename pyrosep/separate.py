@@ -13,9 +13,20 @@ import torch
 from torch import Tensor
 
 from pyrosep import audio, mixing
+from pyrosep.diagnostics.modes import same_mode, weights_of
 from pyrosep.diagnostics.summaries import audio_summaries
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
-from pyrosep.infer import MALA, GaussianPosterior, LangevinMCMC, fit_gains
+from pyrosep.infer import (
+    COUPLINGS,
+    MALA,
+    AnnealedSGLD,
+    GaussianPosterior,
+    LangevinKernel,
+    LangevinMCMC,
+    fit_gains,
+    noise_ladder,
+)
+from pyrosep.infer.ladder import check_ladder
 from pyrosep.priors import GaussianPrior, SourcePrior
 from pyrosep.windows import cross_fade, windows_of
 
@@ -33,7 +44,12 @@ class Settings:
     """How a mix is separated.
 
     Attributes:
-        method: ``"langevin"`` (MALA chains) or ``"exact"`` (closed form; Gaussian priors only).
+        method: ``"langevin"`` (chains of :class:`~pyrosep.MALA`, after a search by :class:`~pyrosep.AnnealedSGLD` where
+            the posterior may have several modes) or ``"exact"`` (closed form; Gaussian priors only).
+        coupling: of the search: ``"sweeps"``, or a coupling of :func:`~pyrosep.noised` for Langevin moves; ``None`` for
+            sweeps with priors that are not Gaussian, and no search with those that are.
+        ladder: noise levels of the search, or how many; ``None`` for 20. Giving either makes a search.
+        redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSGLD`.
         chains: chains for each window and channel.
         draws: draws kept from each chain.
         warmup: steps before the first draw.
@@ -48,6 +64,9 @@ class Settings:
     """
 
     method: str = "langevin"
+    coupling: str | None = None
+    ladder: int | Sequence[float] | None = None
+    redraws: int = 24
     chains: int = 4
     draws: int = 100
     warmup: int = 50
@@ -61,7 +80,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigurationError(f"method must be one of {METHODS}; got {self.method!r}")
-        for name, least in (("chains", 1), ("draws", 1), ("warmup", 0)):
+        if self.coupling not in (None, "sweeps", *COUPLINGS):
+            raise ConfigurationError(f"coupling must be one of {('sweeps', *COUPLINGS)}; got {self.coupling!r}")
+        if self.ladder is not None and not isinstance(self.ladder, int):
+            check_ladder(self.ladder)
+        if isinstance(self.ladder, int) and self.ladder < 2:
+            raise ConfigurationError(f"a ladder needs at least 2 levels; got {self.ladder}")
+        for name, least in (("chains", 1), ("draws", 1), ("warmup", 0), ("redraws", 0)):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if self.method == "langevin" and self.chains * self.draws < 2:
@@ -306,7 +331,7 @@ class Separator:
         # Every window and channel has chains of its own, all of them in one batch.
         rows = mix.reshape(1, -1, frame).expand(chains, -1, -1).reshape(-1, frame)
         mcmc = LangevinMCMC(
-            MALA(model, 0.5),
+            self._kernel(model),
             num_samples=draws,
             warmup_steps=self.settings.warmup,
             num_chains=len(rows),
@@ -322,11 +347,56 @@ class Separator:
         found = audio_summaries(stacked.numpy(), self.model_rate)
         found |= {name: value.reshape(shape).numpy() for name, value in mcmc.sample_stats().items()}
         self._parts.append({name: np.moveaxis(value, 3, 1) for name, value in found.items()})
-        stacked = stacked.transpose(2, 4)  # (chain, window, source, draw, channel, frame)
-        by_draw = stacked.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
-        spread, mean = torch.std_mean(by_draw, 0)
-        kept = torch.arange(self.settings.keep) * len(by_draw) // max(1, self.settings.keep)
-        return torch.cat([mean.unsqueeze(0), by_draw[kept]]), spread
+        by_draw = stacked.permute(0, 3, 1, 4, 2, 5).flatten(0, 1)  # (chain * draw, window, source, channel, frame)
+        if not self.searches:
+            spread, mean = torch.std_mean(by_draw, 0)
+            kept = torch.arange(self.settings.keep) * len(by_draw) // max(1, self.settings.keep)
+            return torch.cat([mean.unsqueeze(0), by_draw[kept]]), spread
+        weight = self._weights(self._parts[-1]).repeat_interleave(draws, 0) / draws  # (chain * draw, window, channel)
+        wide = weight[:, :, None, :, None].to(by_draw)
+        mean = (wide * by_draw).sum(0)
+        spread = (wide * (by_draw - mean).square()).sum(0).sqrt()
+        # The kept draws are as many from each chain as its weight asks for, window by window.
+        place = (torch.arange(self.settings.keep, dtype=torch.float64) + 0.5) / max(1, self.settings.keep)
+        running = weight.cumsum(0).permute(1, 2, 0).contiguous()
+        index = torch.searchsorted(running, place.expand(count, channels, -1).contiguous()).clamp(max=len(weight) - 1)
+        index = index.permute(2, 0, 1)[:, :, None, :, None].expand(-1, -1, len(self.names), -1, frame)
+        return torch.cat([mean.unsqueeze(0), by_draw.gather(0, index)]), spread
+
+    @property
+    def searches(self) -> bool:
+        """Whether the chains look for modes first."""
+        known = all(isinstance(prior, GaussianPrior) for prior in self.priors.values())
+        return not known or self.settings.coupling is not None or self.settings.ladder is not None
+
+    def _kernel(self, model: mixing.Model) -> LangevinKernel:
+        if not self.searches:
+            return MALA(model, 0.5)
+        settings = self.settings
+        ladder = noise_ladder(self.priors, settings.ladder) if isinstance(settings.ladder, int) else settings.ladder
+        langevin = settings.coupling in COUPLINGS
+        return AnnealedSGLD(
+            model,
+            ladder,
+            coupling=settings.coupling if langevin and settings.coupling else "denoised",
+            moves="langevin" if langevin else "sweeps",
+            redraws=settings.redraws,
+            step_size=0.5,
+        )
+
+    @staticmethod
+    def _weights(part: dict[str, np.ndarray]) -> Tensor:
+        """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``."""
+        height = part["lp"].mean(1)
+        flat = np.concatenate(
+            [part[name].reshape(*part["lp"].shape, -1) for name in ("energy_db", "band_db", "projection")], -1
+        )
+        means, deviations = flat.mean(1), flat.std(1)
+        weight = np.empty_like(height)
+        for cell in np.ndindex(*height.shape[1:]):
+            where = (slice(None), *cell)
+            weight[where] = weights_of(height[where], same_mode(means[where], deviations[where]))
+        return torch.from_numpy(weight)
 
     def summaries(self) -> dict[str, np.ndarray]:
         """The summaries of every draw so far, ``(chain, draw, window, channel, ...)``; empty for the exact method."""

@@ -23,6 +23,10 @@ EXAMPLES = {
         ["--frame", "16", "--draws", "30", "--warmup", "30", "--leapfrog", "3"],
         [r"^HMC: 180 gradients, error of the mean [\d.]+ post", r"^MALA: 60 gradients"],
     ),
+    "annealed_search": (
+        ["--frame", "64", "--waves", "saw", "--chains", "2", "--draws", "5", "--warmup", "20", "--redraws", "1"],
+        [r"^chain +log joint +calls +SI-SDR in dB of saw", r"^ +1 +-?\d+ +\d+ +-?[\d.]+$", r"mode"],
+    ),
     "toy_exact_prior": (["--frame", "128", "--size", "2", "--sigma", "0.1", "1"], [r"^ +0\.10 +\d", r"^ +1\.00 "]),
 }
 

@@ -1,10 +1,11 @@
-"""The command line: ``pyrosep demo | separate | evaluate | train-prior | models | diagnose``."""
+"""The command line: ``pyrosep demo | separate | evaluate | train-prior | experiment | models | diagnose``."""
 
 from __future__ import annotations
 
 import typer
 
 from pyrosep.cli.evaluating import evaluate
+from pyrosep.cli.experimenting import samplers_command
 from pyrosep.cli.inspecting import diagnose, models
 from pyrosep.cli.separating import demo, separate
 from pyrosep.cli.training import train_gaussian_command
@@ -22,10 +23,15 @@ app = typer.Typer(
 train_app = typer.Typer(
     help="Train a source's prior on recordings of that source alone.", no_args_is_help=True, rich_markup_mode=None
 )
+experiment_app = typer.Typer(
+    help="Experiments: each writes its table and its picture.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(experiment_app, name="experiment")
 app.add_typer(train_app, name="train-prior")
 
 for command in (demo, separate, evaluate, models, diagnose):
     app.command()(command)
+experiment_app.command("samplers")(samplers_command)
 train_app.command("gaussian")(train_gaussian_command)
 
 

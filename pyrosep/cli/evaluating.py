@@ -9,18 +9,22 @@ from rich.table import Table
 
 from pyrosep.cli.options import (
     Chains,
+    Coupling,
     Device,
     Draws,
     Gains,
     Json,
+    Ladder,
     Overlap,
     Quiet,
+    Redraws,
     Seed,
     Segment,
     Sources,
     Warmup,
     chosen_device,
     parsed_gains,
+    parsed_ladder,
     print_table,
     progress_bar,
     reported,
@@ -40,6 +44,9 @@ def evaluate(
     subset: Annotated[str, typer.Option(help="Of MUSDB18: train or test.")] = "test",
     stereo: Annotated[bool, typer.Option("--stereo", help="Keep channels; else the mean over them.")] = False,
     bss: Annotated[bool, typer.Option("--bss-eval", help="Add BSS Eval v4 by museval (needs ffmpeg).")] = False,
+    coupling: Coupling = None,
+    ladder: Ladder = None,
+    redraws: Redraws = 24,
     chains: Chains = 4,
     draws: Draws = 100,
     warmup: Warmup = 50,
@@ -66,6 +73,9 @@ def evaluate(
         chosen = methods or ["langevin"]
         info = model_info(model or ("toy" if data == "toy" else "song-gaussian"))
         settings = Settings(
+            coupling=coupling,
+            ladder=parsed_ladder(ladder),
+            redraws=redraws,
             chains=chains,
             draws=draws,
             warmup=warmup,

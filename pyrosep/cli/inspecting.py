@@ -46,15 +46,21 @@ def diagnose(
 ) -> None:
     """R-hat, ESS and MCSE of a posterior's summaries, and ArviZ's plots of them."""
     with reported():
-        from pyrosep.diagnostics import plot_diagnostics, read_netcdf, summarize, verdict
+        from pyrosep.diagnostics import compare_chains, plot_diagnostics, read_netcdf, summarize, verdict
 
         path = posterior / "posterior.nc" if posterior.is_dir() else posterior
         idata = read_netcdf(path)
         table = summarize(idata)
+        chains = compare_chains(idata) if "sample_stats" in idata and "lp" in idata.sample_stats else None
         pictures = plot_diagnostics(idata, out or path.parent / "diagnostics")
         write_json(
             json_file,
-            {"verdict": verdict(table), "summaries": json.loads(table.to_json(orient="index")), "pictures": pictures},
+            {
+                "verdict": verdict(table),
+                "summaries": json.loads(table.to_json(orient="index")),
+                "chains": [] if chains is None else json.loads(chains.to_json(orient="records")),
+                "pictures": pictures,
+            },
         )
         if not quiet:
             typer.echo(table.sort_values("r_hat", ascending=False).head(rows).to_string(float_format="{:.3f}".format))

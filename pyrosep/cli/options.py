@@ -29,6 +29,12 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write into.")]
 Chains = Annotated[int, typer.Option(min=1, help="Chains for each window.")]
 Draws = Annotated[int, typer.Option(min=1, help="Draws from each chain.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Steps before the first draw.")]
+Coupling = Annotated[
+    str | None,
+    typer.Option(help="How the search goes: sweeps, noisy, denoised or constraint [sweeps, if it needs one]."),
+]
+Ladder = Annotated[str | None, typer.Option(help="Noise levels of the search: how many, or falling levels by commas.")]
+Redraws = Annotated[int, typer.Option(min=0, help="Block redraws of the search.")]
 Segment = Annotated[float | None, typer.Option(help="Seconds in a window [default: the model's frame].")]
 Overlap = Annotated[float, typer.Option(help="Share of a window that it has in common with the next, up to 0.5.")]
 Gains = Annotated[str | None, typer.Option(help="mean, level, fit, or a number a source, by commas [the model's way].")]
@@ -94,6 +100,15 @@ def parsed_gains(text: str | None) -> str | tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigurationError(f"--gains takes mean, level, fit or numbers by commas; got {text!r}") from None
+
+
+def parsed_ladder(text: str | None) -> int | tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return int(text) if "," not in text and "." not in text else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(f"--ladder takes a number of levels, or levels by commas; got {text!r}") from None
 
 
 def write_json(path: Path | None, figures: Any) -> None:

@@ -11,14 +11,17 @@ from rich.table import Table
 
 from pyrosep.cli.options import (
     Chains,
+    Coupling,
     Device,
     Draws,
     Gains,
     Json,
+    Ladder,
     Model,
     Out,
     Overlap,
     Quiet,
+    Redraws,
     Seed,
     Segment,
     Warmup,
@@ -26,6 +29,7 @@ from pyrosep.cli.options import (
     complain,
     one_line,
     parsed_gains,
+    parsed_ladder,
     print_table,
     reported,
     track_progress,
@@ -91,6 +95,9 @@ def separate(
     method: Annotated[
         str, typer.Option(help="langevin (chains) or exact (closed form, Gaussian priors).")
     ] = "langevin",
+    coupling: Coupling = None,
+    ladder: Ladder = None,
+    redraws: Redraws = 24,
     chains: Chains = 4,
     draws: Draws = 100,
     warmup: Warmup = 50,
@@ -113,7 +120,20 @@ def separate(
         from pyrosep.separate import Settings
         from pyrosep.tracks import find_tracks, separate_track
 
-        settings = Settings(method, chains, draws, warmup, segment, overlap, parsed_gains(gains), keep=keep, seed=seed)
+        settings = Settings(
+            method,
+            coupling,
+            parsed_ladder(ladder),
+            redraws,
+            chains,
+            draws,
+            warmup,
+            segment,
+            overlap,
+            parsed_gains(gains),
+            keep=keep,
+            seed=seed,
+        )
         info = model_info(model)
         priors = load_priors(model, device=chosen_device(device))
         reports: dict[str, Any] = {}

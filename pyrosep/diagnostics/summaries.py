@@ -64,18 +64,26 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
         idata: from :func:`~pyrosep.to_inference_data`, or from the ``posterior.nc`` of a separated track, which holds
             the summaries already.
 
+    Where chains found different modes, ``table.attrs["modes"]`` says in words which did; :func:`verdict` repeats it.
+
     Raises:
         DataError: there are fewer than four draws a chain, too few for R-hat and ESS.
     """
     import arviz
 
+    from pyrosep.diagnostics.modes import compare_chains, describe_modes
     from pyrosep.errors import DataError
 
     dataset = summary_dataset(idata)
     if dataset.sizes["draw"] < 4:
         raise DataError(f"expected at least 4 draws a chain for R-hat and ESS; got {dataset.sizes['draw']}")
     table = arviz.summary(dataset, round_to="none", stat_focus="mean", hdi_prob=0.9)
-    return table[["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]]
+    table = table[["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]]
+    if dataset.sizes["chain"] > 1 and "sample_stats" in idata and "lp" in idata.sample_stats:
+        chains = compare_chains(idata)
+        if chains["mode"].max() > 0:
+            table.attrs["modes"] = describe_modes(chains)
+    return table
 
 
 def summary_dataset(idata: arviz.InferenceData) -> xarray.Dataset:
@@ -113,7 +121,7 @@ def verdict(table: pandas.DataFrame) -> str:
         figures += f", {constant} of them constant and not judged"
     if r_hat > R_HAT_LIMIT:
         bad = int((table["r_hat"] > R_HAT_LIMIT).sum())
-        advice = "run them longer, or look for several modes"
+        advice = table.attrs.get("modes", "run them longer")
         return f"the chains disagree on {bad} of {len(table)} summaries; {advice}: {figures}"
     if ess < ESS_LIMIT:
         return f"the chains agree, but there are few independent draws: {figures}"

@@ -39,8 +39,8 @@ class AnnealedSGLD(MALA):
       level for the sources together (:math:`N\lambda` for the sum of N); and between levels, with ``ancestral``,
       :math:`x \leftarrow \hat s + \tfrac{\sigma_{i+1}^2}{\sigma_i^2}(x - \hat s) + \dots\epsilon` from the mean
       :math:`\hat s = x - \sigma_i^2 \nabla U_i(x)` (Song & Ermon, 2019; Jayaram & Thickstun, 2020; Ho et al., 2020).
-    - ``"sweeps"``, for linear mixes: every source in turn is drawn given the others
-      (:class:`~pyrosep.infer.redraws.Redraws`).
+    - ``"sweeps"``, for models with one Normal observation: every source in turn is drawn given the others
+      (:class:`~pyrosep.infer.redraws.Redraws`), from the linear mix that the model is, or is near to at the state.
 
     Then, again and again, a random *block* of sources is redrawn from the top of the ladder given the rest, and kept
     with probability :math:`\min(1, e^{-\Delta E / t})`, E being the energy of the residual, at a temperature t that
@@ -57,7 +57,7 @@ class AnnealedSGLD(MALA):
         ladder: falling noise levels; by default :func:`~pyrosep.infer.noise_ladder` of 20 levels.
         steps_per_level: Langevin steps at each level, or sweeps.
         coupling: of Langevin moves; see :func:`~pyrosep.infer.noised`.
-        moves: ``"langevin"``, ``"sweeps"``, or ``"auto"``: sweeps where the mix is linear and has no other latent site.
+        moves: ``"langevin"``, ``"sweeps"``, or ``"auto"``: sweeps wherever the model allows them.
         ancestral: reverse-diffusion moves between levels (Langevin moves only).
         langevin_step: :math:`\eta` as a function of :math:`\sigma`; by default half of what is stable.
         redraws: block redraws after the first descent.
@@ -72,8 +72,8 @@ class AnnealedSGLD(MALA):
             :class:`~pyrosep.MALA`. The default preconditioner measures the priors' curvature where the chains are.
 
     Raises:
-        ConfigurationError: sweeps for a model that is not linear in its sources, which says why; a step that is not
-            stable.
+        ConfigurationError: sweeps for a model that has no linear neighbour, which says why; the constraint for a model
+            that is not linear; a step that is not stable.
     """
 
     def __init__(
@@ -168,20 +168,18 @@ class AnnealedSGLD(MALA):
                     search.attempt(tolerance, partial(search.descend, chains, short, order[:, : self.block]))
                 progress(len(ladder) + number + 1, total)
         self.search_calls = search.calls
-        self._sweeper = search.redraws if isinstance(search, SweepSearch) else None
+        self._sweeper = search.redraws if isinstance(search, SweepSearch) and search.fixed else None
         progress(total, total)
         return search.z
 
     def _search(self, potential: Potential, z: Values, ladder: tuple[float, ...]) -> Search:
-        others = [name for name in z if name not in potential.priors]
-        found = f"it has other latent sites, {others}" if others else linear_mix_of(potential, potential.constrain(z))
-        if self.moves != "langevin" and not isinstance(found, str):
-            return SweepSearch(potential, z, ladder, found, sweeps=self.steps_per_level)
-        if self.moves == "sweeps":
-            raise ConfigurationError(
-                f"sweeps draw each source given the others, which needs a linear mix of known gains; here {found}. "
-                "Use moves='langevin'"
-            )
+        if self.moves != "langevin":
+            values = potential.constrain(z)
+            found = linear_mix_of(potential, values)
+            known = set(z) == set(potential.priors) and not isinstance(found, str)
+            if self.moves == "sweeps" or not isinstance(linear_mix_of(potential, values, about=True), str):
+                mix = found if known and not isinstance(found, str) else None
+                return SweepSearch(potential, z, ladder, mix, sweeps=self.steps_per_level)
         return LangevinSearch(
             potential,
             z,

@@ -38,14 +38,13 @@ class Redraws:
         self.mix = mix
         #: Conditionals drawn from so far, chain by chain.
         self.calls = torch.zeros(len(mix.observed), dtype=torch.int64)
-        self._mean_power = mix.power.mean(-1)  # (chains,)
         #: Noise levels of the priors themselves, ``(source,)``.
         self.own = torch.stack([prior.sigma.mean().to(mix.gains) for prior in self.priors])
 
     @property
     def floor(self) -> float:
         """The level of a source in what the mix's own noise leaves of it: lower levels of a ladder change little."""
-        return float((self.mix.noise.squeeze(-1) / self._mean_power.sqrt()).min())
+        return float((self.mix.noise.squeeze(-1) / self.mix.power.mean(-1).sqrt()).min())
 
     def draw(self, sources: Tensor, index: Tensor, chains: Tensor, sigma: float) -> Tensor:
         """Source ``index`` of each of ``chains`` drawn given the others, ``(n, time)``.
@@ -59,7 +58,7 @@ class Redraws:
         residual = self.mix.residual(sources, index, chains)
         own = self.own[index]
         wide = self.mix.noise[chains, 0].square()
-        wide = wide + self._mean_power[chains] * (sigma**2 - own.square()).clamp(min=0)
+        wide = wide + self.mix.power[chains].mean(-1) * (sigma**2 - own.square()).clamp(min=0)
         level = (own.square() + wide / self.mix.power[chains, index]).sqrt()
         drawn = torch.empty_like(residual)
         for number, prior in enumerate(self.priors):
@@ -78,25 +77,6 @@ class Redraws:
         order = torch.rand(blocks.shape, device=blocks.device).argsort(-1)
         for index in blocks.gather(-1, order).unbind(-1):
             sources[rows, index] = self.draw(sources, index, chains, sigma)
-        return sources
-
-    def anneal(
-        self,
-        sources: Tensor,
-        chains: Tensor,
-        ladder: Sequence[float],
-        blocks: Tensor | None = None,
-        *,
-        anew: bool = True,
-    ) -> Tensor:
-        """Redraw every source of ``chains``, or those in ``blocks``: a sweep at each level, from nothing or not."""
-        sources = sources.clone()
-        if anew and blocks is not None:
-            sources[torch.arange(len(chains), device=chains.device).unsqueeze(-1), blocks] = 0.0
-        elif anew:
-            sources.zero_()
-        for sigma in ladder:
-            sources = self.sweep(sources, chains, sigma, blocks)
         return sources
 
     def exchange(self, sources: Tensor, chains: Tensor, pairs: Tensor) -> Tensor:

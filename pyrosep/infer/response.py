@@ -131,11 +131,12 @@ class LinearMix:
         return sources[rows, index] + (own.unsqueeze(-1) * left).sum(-2) / scale
 
 
-def linear_mix_of(potential: Potential, values: Values) -> LinearMix | str:
+def linear_mix_of(potential: Potential, values: Values, *, about: bool = False) -> LinearMix | str:
     """The model as a linear mix of its sources, given its other sites' values; or, in words, why it is none.
 
     The model is not asked, but measured: two random points tell whether it is linear, and a probe for each source
-    whether gains are the same at all frequencies.
+    whether gains are the same at all frequencies. With ``about``, a model that is neither is taken for the linear mix
+    that it is nearest to about ``values``: its mean gains, and an offset with which it agrees there.
     """
     names = list(potential.priors)
     if len({tuple(values[name].shape) for name in names}) > 1:
@@ -169,7 +170,7 @@ def linear_mix_of(potential: Potential, values: Values) -> LinearMix | str:
             return f"{site!r} does not depend on {name!r}"
         response = response.reshape(chains, channels, -1)
         gain = response.real.mean(-1)
-        if (response - gain.unsqueeze(-1)).abs().max() > _ROUNDING * response.abs().max():
+        if not about and (response - gain.unsqueeze(-1)).abs().max() > _ROUNDING * response.abs().max():
             return f"{name!r} reaches {site!r} through a filter, or in a way that changes over time"
         gains.append(gain)
     weights = torch.stack(gains, 1)
@@ -179,8 +180,8 @@ def linear_mix_of(potential: Potential, values: Values) -> LinearMix | str:
         return node(at)[0].mean.reshape(chains, channels, time) - weights.mT @ sources
 
     here = offset(values)
-    there = offset({name: torch.randn_like(value) if name in names else value for name, value in values.items()})
-    if (here - there).abs().max() > _ROUNDING * weights.abs().max() * len(names):
+    elsewhere = {name: torch.randn_like(value) if name in names else value for name, value in values.items()}
+    if not about and (here - offset(elsewhere)).abs().max() > _ROUNDING * weights.abs().max() * len(names):
         return f"{site!r} is not linear in its sources"
     target = observed.expand(fn.mean.shape).reshape(chains, channels, time)
     return LinearMix((target - here).detach(), weights.detach(), scale[:, :1].detach())

@@ -130,7 +130,7 @@ class SourcePrior(TorchDistribution):
         return torch.stack(rows).to(sigma)[place.to(sigma.device)]
 
     def _measured_uncertainty(self, level: float, trials: int = 16) -> Tensor:
-        cache = vars(self).setdefault("_uncertainties", {})
+        cache = self.__dict__.setdefault("_uncertainties", {})
         own = self.sigma.mean()
         added = max(level**2 - float(own) ** 2, 0.0)
         if (key := (self.time, float(own), level)) not in cache:

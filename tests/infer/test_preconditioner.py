@@ -6,7 +6,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrosep import MALA, GaussianPosterior, GaussianPrior, LangevinMCMC, Potential, SpectralPreconditioner
+from pyrosep import (
+    MALA,
+    GaussianPosterior,
+    GaussianPrior,
+    LangevinMCMC,
+    OscillatorPrior,
+    Potential,
+    SpectralPreconditioner,
+)
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.infer import IdentityPreconditioner
 from pyrosep.infer.preconditioner import make_preconditioner
@@ -158,3 +166,72 @@ def test_no_chain_sticks_where_it_started():
     mcmc = LangevinMCMC(MALA(model), num_samples=5, warmup_steps=50, num_chains=32, init="prior").run(mix)
     assert float(mcmc.sample_stats()["residual"].max()) < 0.02
     assert mcmc.kernel.step_sizes.shape == (32,)
+
+
+# --- measured curvature ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", [7, 8])
+def test_measured_curvature_of_gaussian_sources_is_the_posteriors(linear_of, time):
+    linear = linear_of(time)
+    root = linear.matrix(at_start(linear.potential(num_chains=3), curvature="measured").color)
+    torch.testing.assert_close(root @ root.mT, linear.covariance, rtol=1e-9, atol=1e-9)  # rounding
+    potential = linear.potential(num_chains=3)
+    z = potential.unconstrain(potential.prior_draw)
+    named = linear.matrix(make_preconditioner("measured", potential, z).color)
+    torch.testing.assert_close(named, root, rtol=1e-9, atol=1e-9)
+
+
+def oscillators(frame=32, sigma=0.05):
+    """Of amplitudes so nearly fixed that about one waveform the density is white noise of the level sigma alone."""
+    return {
+        wave: OscillatorPrior(wave, frame, periods=(5, 7, 9), sigma_min=sigma, amplitude=(0.9, 0.9 + 1e-6))
+        for wave in ("saw", "square")
+    }
+
+
+def test_measured_curvature_within_one_mode_is_that_of_the_noise(double):
+    """diag(1 / sigma^2) + a a' / noise^2 at every frequency, where the spectra say something else entirely."""
+    priors, gains = oscillators(), torch.tensor([1.0, 0.7])
+    mix = torch.randn(32)
+    potential = Potential(linear_mix(priors, gains, 0.1), (mix,), num_chains=3)
+    z = {name: prior.sample((3,)) for name, prior in priors.items()}
+    root = SpectralPreconditioner(potential, z, curvature="measured").root
+    covariance = torch.linalg.inv(torch.eye(2) / 0.05**2 + torch.outer(gains, gains) / 0.1**2)
+    square = torch.einsum("ijf,kjf->fik", root, root.conj())
+    # The amplitude's own spread adds 1e-12 / 12 * |w|^2 / sigma^4 to one direction, beside 1 / sigma^2: 1e-9; the prior
+    # keeps its level in the default precision, which is double here.
+    torch.testing.assert_close(square, covariance.expand_as(square) + 0j, rtol=1e-6, atol=1e-9)
+    by_spectrum = SpectralPreconditioner(potential, z).root
+    assert float((by_spectrum - root).abs().max()) > 0.1 * float(root.abs().max())
+
+
+def test_measured_curvature_makes_long_steps_within_a_mode(double):
+    """Every step of size one is accepted there; with the spectra's curvature hardly any."""
+    priors = oscillators()
+    sources = {name: prior.sample() for name, prior in priors.items()}
+    mix = sum(sources.values()) + 0.1 * torch.randn(32)
+    rates = {}
+    for kind in ("measured", "spectral"):
+        kernel = MALA(linear_mix(priors, noise=0.1), 1.0, adapt_step_size=False, preconditioner=kind)
+        mcmc = LangevinMCMC(kernel, 1, 0, thinning=20, num_chains=8, init=sources, seed=0).run(mix)
+        rates[kind] = float(mcmc.kernel.mean_accept_prob)
+    assert rates["measured"] > 0.99
+    assert rates["spectral"] < 0.5
+
+
+def test_measured_curvature_between_modes_is_positive(double):
+    """Half-way between two waveforms the density curves the other way: no step there is longer than the prior's."""
+    prior = oscillators()["square"]
+    sources = prior.sample((2,))
+    while torch.allclose(sources[0].sign(), sources[1].sign()):
+        sources = prior.sample((2,))
+    at = prior.at(1.0)
+    potential = Potential(linear_mix({"square": at}, noise=10.0), (torch.zeros(32),), num_chains=1)
+    z = {"square": sources.mean(0, keepdim=True)}
+    root = SpectralPreconditioner(potential, z, curvature="measured").root
+    assert bool(torch.isfinite(root.abs()).all())
+    eigenvalues = torch.linalg.eigvalsh(root.permute(2, 0, 1))
+    assert float(eigenvalues.min()) > 0
+    largest = float((at.spectrum + 1.0).max()) ** 0.5
+    assert float(eigenvalues.max()) <= largest * (1 + 1e-9)

@@ -269,6 +269,100 @@ def test_spectrum_does_not_depend_on_the_level(prior):
     assert torch.equal(prior.spectrum, prior.at(3.0).spectrum)
 
 
+# --- between levels ----------------------------------------------------------------------------------------------
+
+#: From the prior's own level of 0.3 to a higher one.
+OWN, HIGH = 0.3, 0.9
+
+
+def raised(prior, number):
+    """Draws at the prior's own level, and from them draws at the higher one."""
+    low = prior.at(OWN).sample((number,))
+    return low, low + np.sqrt(HIGH**2 - OWN**2) * torch.randn_like(low)
+
+
+def test_draw_and_noise_are_jointly_right(prior, agree):
+    """With x0 drawn given x, (x0, x) has the distribution that x0 and x = x0 + noise have: moments of two samples."""
+
+    def moments(low, high):
+        shifted = torch.cat([low * low.roll(1, -1), low * high.roll(1, -1)], -1)
+        return torch.cat([low, low.square(), low.pow(4), low * high, (low - high).square(), shifted], -1)
+
+    low, high = raised(prior, 20_000)
+    again = prior.at(HIGH).sample((20_000,))
+    one, other = moments(low, high), moments(prior.at(HIGH).draw(again, OWN), again)
+    agree(one.mean(0), other.mean(0), ((one.var(0) + other.var(0)) / 20_000).sqrt())
+
+
+def test_draw_has_the_mean_between_value_and_clean(prior, mean_agrees):
+    """E[x0 | x] = x + (1 - r) (E[s | x] - x), r the ratio of the variances."""
+    at = prior.at(HIGH)
+    x = at.sample()
+    expected = x + (1 - OWN**2 / HIGH**2) * (at.denoise(x) - x)
+    mean_agrees(at.draw(x.expand(20_000, -1), OWN), expected)
+
+
+def test_draw_at_the_ends(prior):
+    """To the level it is at: the value itself. To zero: a clean draw."""
+    at = prior.at(HIGH)
+    x = at.sample((3,))
+    torch.testing.assert_close(at.draw(x, HIGH), x, **ROUNDING)
+    torch.manual_seed(1)
+    clean = at.draw_clean(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(at.draw(x, 0.0), clean, **ROUNDING)
+
+
+def test_draw_to_a_batch_of_levels(family):
+    prior = family(12).at(torch.tensor([0.5, 2.0, 0.7]))
+    x = prior.sample((5,))
+    drawn = prior.draw(x, torch.tensor([0.5, 0.1, 0.0]))
+    assert drawn.shape == x.shape
+    torch.testing.assert_close(drawn[:, 0], x[:, 0], **ROUNDING)
+    assert not torch.allclose(drawn[:, 1], x[:, 1])
+
+
+def test_draws_of_these_families_are_exact(prior):
+    assert prior.exact_draws
+
+
+def test_uncertainty_is_the_power_of_what_is_not_known(prior, agree):
+    """E|rfft(x0 - E[x0 | x])|^2 / T of 20,000 draws; the families that measure it are made to do so with 5000."""
+    low, high = raised(prior, 20_000)
+    at, own = prior.at(HIGH), prior.at(OWN)
+    mean = high + (1 - OWN**2 / HIGH**2) * (at.denoise(high) - high)
+    power = torch.fft.rfft(low - mean).abs().square() / prior.time
+    trials = float("inf")
+    if not isinstance(prior, GaussianPrior):
+        trials = 5000
+        own._measured_uncertainty(HIGH, trials)  # is kept
+    found = own.uncertainty(torch.tensor(HIGH))
+    agree(found, power.mean(0), (power.var(0) * (1 / 20_000 + 1 / trials)).sqrt())
+
+
+def test_uncertainty_by_level(family):
+    """At the own level nothing is unknown; it is the same for equal levels, and never more than the noise in mean."""
+    prior = family(12).at(OWN)
+    levels = torch.tensor([[OWN, 0.5, 2.0], [2.0, 0.5, OWN]])
+    state = torch.get_rng_state()
+    found = prior.uncertainty(levels)
+    assert torch.equal(torch.get_rng_state(), state)  # measuring leaves the chains' randomness alone
+    assert found.shape == (2, 3, 7)
+    torch.testing.assert_close(found[0], found[1].flip(0), **ROUNDING)
+    torch.testing.assert_close(found[0, 0], torch.zeros(7), rtol=0, atol=1e-12)
+    torch.testing.assert_close(prior.uncertainty(torch.tensor(0.5)), found[0, 1], **ROUNDING)
+    assert bool((found >= 0).all())
+    assert float(found[0, 2].mean()) < 2 * 2.0**2
+    assert float(found[0, 1].mean()) <= float(found[0, 2].mean())
+
+
+def test_uncertainty_in_single_precision(family):
+    prior = family(12).at(OWN)
+    found = prior.uncertainty(torch.tensor([0.5, 2.0], dtype=torch.float32))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), prior.uncertainty(torch.tensor([0.5, 2.0])), rtol=1e-4, atol=1e-6)
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 

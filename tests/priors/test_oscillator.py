@@ -11,6 +11,7 @@ import torch
 from pyrosep import OscillatorPrior
 from pyrosep.data.toy import WAVES, period_prior, waveform
 from pyrosep.errors import ConfigurationError
+from pyrosep.priors.truncated_normal import draw_truncated_normal, truncated_normal
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -165,3 +166,72 @@ def test_bad_arguments():
     for periods in ((), (1, 4), (0,)):
         with pytest.raises(ConfigurationError, match="periods of at least 2"):
             OscillatorPrior("sine", 16, periods=periods)
+
+
+# --- the truncated normal ----------------------------------------------------------------------------------------
+
+
+def integrated(best, width, low, high):
+    """Log mass, mean and variance by Gauss and Legendre's rule over where the density is not yet zero to rounding.
+
+    The log mass is that of the density over its largest value within the range.
+    """
+    nearest = min(max(best, low), high)
+    reach = 9 * width
+    if nearest != best:  # from the edge on it falls at least as fast as an exponential of the slope there
+        reach = min(reach, 40 * width**2 / abs(nearest - best))
+    left, right = max(low - nearest, -reach), min(high - nearest, reach)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    beyond = (left + right) / 2 + (right - left) / 2 * nodes  # the nearest point
+    exponent = -beyond * (beyond + 2 * (nearest - best)) / (2 * width**2)
+    mass = np.exp(exponent) * weights * (right - left) / 2
+    mean = (mass * beyond).sum() / mass.sum()
+    return math.log(mass.sum()), nearest + mean, (mass * (beyond - mean) ** 2).sum() / mass.sum()
+
+
+@pytest.mark.parametrize("width", [1e-4, 0.01, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("best", [0.9, 0.83, 0.8, 1.0, 0.75, 1.1, -0.5, 4.0])
+def test_moments_of_a_truncated_normal(best, width):
+    """Within the range, at its edges, and far in the tails on both sides.
+
+    Mean and variance are differences of terms of size near^2 and of the range's own: what rounding leaves of them is
+    relative to those, by the square of the range in deviations where that is small.
+    """
+    found = truncated_normal(torch.tensor([best]), torch.tensor([width]), 0.8, 1.0)
+    log_mass, mean, variance = (float(value) for value in found)
+    expected_mass, expected_mean, expected_variance = integrated(best, width, 0.8, 1.0)
+    assert log_mass == pytest.approx(expected_mass, abs=1e-9)
+    near = max(abs(best - 0.9) - 0.1, 0) / width
+    rounding = 1e-14 * max(1.0, near**2)
+    assert mean == pytest.approx(expected_mean, abs=1e-9)
+    assert variance == pytest.approx(expected_variance, rel=1e-6, abs=rounding * width**2)
+    assert 0 <= variance <= 0.2**2 / 4
+
+
+def test_limits_of_a_truncated_normal():
+    """Far wider than the range it is uniform, far narrower a normal, far in the tail an exponential."""
+
+    def moments(best, width):
+        return truncated_normal(torch.tensor([best]), torch.tensor([width]), 0.8, 1.0)
+
+    _, mean, variance = moments(0.9, 1e3)
+    assert float(mean) == pytest.approx(0.9)
+    assert float(variance) == pytest.approx(0.2**2 / 12, rel=1e-3)
+    log_mass, mean, variance = moments(0.87, 1e-3)
+    assert float(log_mass) == pytest.approx(math.log(1e-3 * math.sqrt(2 * math.pi)))
+    assert float(mean) == pytest.approx(0.87)
+    assert float(variance) == pytest.approx(1e-6)
+    _, mean, variance = moments(0.0, 0.01)  # rate 0.8 / 1e-4, but for a term of order (1 / 80)^2
+    assert float(mean) - 0.8 == pytest.approx(1.25e-4, rel=1e-3)
+    assert float(variance) == pytest.approx(1.25e-4**2, rel=2e-3)
+
+
+def test_draws_of_a_truncated_normal(mean_agrees):
+    for best, width in ((0.9, 0.05), (0.7, 0.1), (1.2, 0.02), (0.95, 3.0)):
+        shape = torch.full((20_000,), best)
+        draws = draw_truncated_normal(shape, torch.full_like(shape, width), 0.8, 1.0)
+        _, mean, variance = truncated_normal(torch.tensor([best]), torch.tensor([width]), 0.8, 1.0)
+        assert float(draws.min()) >= 0.8
+        assert float(draws.max()) <= 1.0
+        mean_agrees(draws, float(mean))
+        mean_agrees((draws - mean).square(), float(variance))

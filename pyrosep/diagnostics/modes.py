@@ -1,0 +1,128 @@
+"""Which chains found which mode, and what each mode weighs by its joint density."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrosep.diagnostics.summaries import summary_dataset
+from pyrosep.errors import DataError
+
+if TYPE_CHECKING:
+    import arviz
+    import pandas
+
+__all__ = ["compare_chains", "describe_modes", "same_mode", "weights_of"]
+
+#: Standard deviations within a chain by which two chains' means of any summary differ, if they are in two modes.
+APART = 5.0
+
+
+def same_mode(means: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """Modes of chains by the summaries of their draws, numbered from 0: ``(chains,)``.
+
+    Arguments:
+        means, deviations: of every summary within each chain, ``(chains, summaries)``.
+
+    Two chains are in one mode if no summary's means differ by more than :data:`APART` of its standard deviations, or
+    if a row of others leads from one to the other.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    spread = np.sqrt((deviations[:, None] ** 2 + deviations[None] ** 2) / 2)
+    scale = np.maximum(spread, 1e-6 * (1e-12 + np.abs(means).max(0)))
+    near = (np.abs(means[:, None] - means[None]) <= APART * scale).all(-1)
+    return connected_components(near, directed=False)[1]
+
+
+def weights_of(log_joint: np.ndarray, modes: np.ndarray) -> np.ndarray:
+    """Weights of chains by joint density: of a mode, the exponential of its chains' mean, shared among them.
+
+    It is the height of a mode, not its mass: a wide low one may hold more of the posterior.
+    """
+    height = np.array([log_joint[modes == mode].mean() for mode in range(modes.max() + 1)])
+    weight = np.exp(height - height.max())
+    weight /= weight.sum()
+    return weight[modes] / np.bincount(modes)[modes]
+
+
+def compare_chains(idata: arviz.InferenceData) -> pandas.DataFrame:
+    """One row a chain (and window and channel of a separated track): where it is, beside the others.
+
+    Columns: ``chain``, ``window`` and ``channel`` where there are any, ``log_joint`` (mean over the draws, nats),
+    ``mode`` (0 is the best), ``weight`` (:func:`weights_of`), ``best`` (whether its log joint density is the highest).
+
+    Arguments:
+        idata: from :func:`~pyrosep.to_inference_data`, or the ``posterior.nc`` of a separated track.
+
+    Raises:
+        DataError: it has no log joint density (chains of stock MCMC don't).
+    """
+    import pandas
+
+    if "sample_stats" not in idata or "lp" not in idata.sample_stats:
+        raise DataError("comparing chains needs their log joint density, which LangevinMCMC keeps as sample_stats.lp")
+    joint = idata.sample_stats["lp"].mean("draw")
+    cells = [str(dim) for dim in joint.dims if dim != "chain"]
+    dataset = summary_dataset(idata).drop_vars(["lp", "residual"], errors="ignore")
+    chains = joint.coords["chain"].values
+    order = ("chain", "draw", *cells)
+    shape = tuple(joint.sizes[cell] for cell in cells)
+    flat = [
+        variable.transpose(*order, ...).values.reshape(len(chains), dataset.sizes["draw"], *shape, -1)
+        for variable in dataset.data_vars.values()
+        if set(order) <= set(variable.dims)
+    ]
+    draws = np.concatenate(flat, -1)
+    means, deviations = draws.mean(1), draws.std(1)
+    heights = joint.transpose("chain", *cells).values
+    rows: list[dict[str, Any]] = []
+    for cell in np.ndindex(*shape):
+        where = (slice(None), *cell)
+        found, height = same_mode(means[where], deviations[where]), heights[where]
+        top = [height[found == mode].max() for mode in range(found.max() + 1)]
+        rank = np.argsort(np.argsort(-np.array(top)))
+        weight = weights_of(height, found)
+        for number, chain in enumerate(chains):
+            rows.append(
+                {
+                    "chain": int(chain),
+                    **dict(zip(cells, (int(index) for index in cell), strict=True)),
+                    "log_joint": float(height[number]),
+                    "mode": int(rank[found[number]]),
+                    "weight": float(weight[number]),
+                    "best": bool(number == height.argmax()),
+                }
+            )
+    return pandas.DataFrame(rows)
+
+
+def describe_modes(table: pandas.DataFrame) -> str:
+    """A :func:`compare_chains` table in words."""
+    cells = [name for name in ("window", "channel") if name in table]
+    groups = [group for _, group in table.groupby(cells)] if cells else [table]
+    if len(groups) > 1:
+        split = sum(group["mode"].max() > 0 for group in groups)
+        if not split:
+            return f"in each of {len(groups)} windows and channels all chains are in one mode"
+        return f"in {split} of {len(groups)} windows and channels chains found different modes"
+    best = int(table.loc[table["best"], "chain"].iloc[0])
+    if table["mode"].max() == 0:
+        return f"all {len(table)} chains are in one mode; chain {best} has the highest log joint density"
+    found = dict(table.groupby("mode"))
+    top = table["log_joint"].max()
+    others = [
+        f"{_chains(group)} another, {top - group['log_joint'].max():.0f} nats below, weight {group['weight'].sum():.2g}"
+        for mode, group in found.items()
+        if mode != 0
+    ]
+    return (
+        f"{len(found)} modes: {_chains(found[0])} found the best (chain {best} the highest, weight "
+        f"{found[0]['weight'].sum():.2g}); {'; '.join(others)}"
+    )
+
+
+def _chains(group: pandas.DataFrame) -> str:
+    numbers = ", ".join(str(chain) for chain in group["chain"])
+    return f"chain {numbers}" if len(group) == 1 else f"chains {numbers}"

@@ -1,0 +1,400 @@
+"""The annealed sampler: its last level is exact, its search finds the sources and stays stable."""
+
+import functools
+import math
+
+import arviz
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC
+
+from pyrosep import AnnealedSGLD, GaussianPrior, LangevinMCMC, OscillatorPrior, Potential
+from pyrosep.errors import ConfigurationError
+from pyrosep.evaluate import si_sdr
+from pyrosep.infer import COUPLINGS, initial_values, noised
+from pyrosep.mixing import linear_mix, mean_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
+
+LADDER = (2.0, 0.7, 0.3, 0.1)
+
+MOVES = {"sweeps": functools.partial(AnnealedSGLD, moves="sweeps", ladder=LADDER, redraws=2)} | {
+    f"langevin-{coupling}": functools.partial(
+        AnnealedSGLD, moves="langevin", coupling=coupling, ladder=LADDER, steps_per_level=2, redraws=2
+    )
+    for coupling in COUPLINGS
+}
+every = pytest.mark.parametrize("make", MOVES.values(), ids=MOVES.keys())
+every_coupling = pytest.mark.parametrize("coupling", COUPLINGS)
+
+
+def quiet(done, total):
+    pass
+
+
+def searched(kernel, model, args, chains, init="prior"):
+    """Where a search ends, unconstrained, and the potential."""
+    potential = Potential(model, args, num_chains=chains)
+    return kernel.search(potential, initial_values(potential, init), quiet), potential
+
+
+# --- the distribution --------------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("sweep_every", [0, 3])
+def test_chains_of_the_last_level_are_exact(linear, make, sweep_every, mean_agrees):
+    """Last states of 4000 chains against the posterior; what the search found is forgotten in 100 steps."""
+    kernel = make(linear.model, sweep_every=sweep_every)
+    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=60, thinning=40, num_chains=4000, seed=0)
+    draws = linear.flat(mcmc.run(linear.mix).get_samples())
+    mean_agrees(draws, linear.mean)
+    deviation = draws - linear.mean
+    upper = torch.triu_indices(16, 16)
+    mean_agrees(deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]])
+
+
+def test_sweeps_alone_give_the_posterior(linear, mean_agrees):
+    """With steps of next to nothing, all that moves the chains is the sweeps: from far off, 60 of them arrive."""
+    kernel = AnnealedSGLD(
+        linear.model, LADDER, moves="sweeps", redraws=0, sweep_every=1, step_size=1e-12, adapt_step_size=False
+    )
+    kernel.search = functools.partial(with_start, kernel, AnnealedSGLD.search)
+    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=0, thinning=60, num_chains=4000, seed=0)
+    draws = linear.flat(mcmc.run(linear.mix).get_samples())
+    mean_agrees(draws, linear.mean)
+    deviation = draws - linear.mean
+    upper = torch.triu_indices(16, 16)
+    mean_agrees(deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]])
+
+
+def with_start(kernel, search, potential, z, progress):
+    """A search whose result is thrown away."""
+    found = search(kernel, potential, z, progress)
+    return {name: torch.full_like(value, 3.0) for name, value in found.items()}
+
+
+@every_coupling
+def test_steps_at_one_level_give_its_target(linear, coupling):
+    """Plain steps without moves between levels, many at a top level alone: the noised posterior's own mean.
+
+    Steps that are half of what is stable bias the covariance, not the mean; by the standard error of 4000 chains.
+    """
+    kernel = AnnealedSGLD(
+        linear.model, (0.7,), moves="langevin", coupling=coupling, steps_per_level=150, ancestral=False, redraws=0
+    )
+    z, _ = searched(kernel, linear.model, (linear.mix,), 4000)
+    level = Potential(noised(linear.model, 0.7, coupling), (linear.mix,), num_chains=1)
+    # The mode of a quadratic energy, by one Newton step from zero.
+    gradient = linear.flat(level.value_and_grad(linear.split(torch.zeros(1, 16)))[1])
+    rows = [linear.flat(level.value_and_grad(linear.split(row.unsqueeze(0)))[1]) - gradient for row in torch.eye(16)]
+    mode = -torch.linalg.solve(torch.cat(rows), gradient.squeeze(0))
+    draws = linear.flat(z)
+    stderr = draws.std(0) / math.sqrt(4000)
+    assert float(((draws.mean(0) - mode) / stderr).abs().max()) < 4.9  # 1e-4 over 3 couplings and 16 elements
+
+
+# --- the search --------------------------------------------------------------------------------------------------
+
+
+def toy(seed, waves=("sine", "saw", "square"), frame=512, periods=range(20, 60, 2)):
+    """Priors of 20 periods, a mix of theirs, and the sources in it."""
+    torch.manual_seed(seed)
+    priors = {wave: OscillatorPrior(wave, frame=frame, periods=periods) for wave in waves}
+    sources = torch.stack([prior.sample_clean() for prior in priors.values()])
+    return priors, sources.mean(0) + 0.01 * torch.randn(frame), sources
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finds_the_sources_of_a_toy_mix(seed):
+    """To better than 20 dB in the chain of highest density: noise at the priors' level alone leaves about 35 dB."""
+    priors, mix, truth = toy(seed)
+    mcmc = LangevinMCMC(AnnealedSGLD(mean_mix(priors)), num_samples=2, warmup_steps=10, num_chains=4, seed=0).run(mix)
+    draws = mcmc.get_samples(group_by_chain=True)
+    best = int(mcmc.sample_stats()["lp"][:, -1].argmax())
+    found = torch.stack([draws[wave][best, -1] for wave in priors])
+    assert float(si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).min()) > 20
+
+
+def test_langevin_moves_find_two_sources():
+    priors, mix, truth = toy(2, ("saw", "square"), 256, (20, 27, 35, 44))
+    kernel = AnnealedSGLD(mean_mix(priors), moves="langevin", redraws=6)
+    z, potential = searched(kernel, kernel.model, (mix,), 8)
+    best = int((-potential(z)).argmax())
+    found = torch.stack([z[wave][best] for wave in priors])
+    assert float(si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).min()) > 20
+
+
+@every
+@pytest.mark.parametrize("chains", [None, 3])
+def test_calls_are_counted(linear, make, chains):
+    """A descent takes one call a source at each level's steps, and one for each move between levels."""
+    kernel = make(linear.model, redraws=0)
+    searched(kernel, linear.model, (linear.mix,), chains)
+    if "sweeps" in make.keywords["moves"]:
+        # Levels below the mix's own noise in a source, 0.5 / 0.86, are left out; the last is the model's own.
+        expected = 2 * (2 + 1)
+    else:
+        expected = 2 * (2 * len(LADDER) + len(LADDER) - 1)
+    assert kernel.search_calls.tolist() == [expected] * (chains or 1)
+
+
+def test_progress_comes_to_its_end(linear):
+    seen = []
+    kernel = AnnealedSGLD(linear.model, LADDER, redraws=3)
+    potential = linear.potential(3)
+    kernel.search(potential, initial_values(potential, "prior"), lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1] == (len(LADDER) + 3,) * 2
+
+
+def test_settled_chains_are_left_alone(linear):
+    """From the sources themselves a redraw is made by chains alone whose residual is above the noise."""
+    priors, mix, truth = toy(3, ("saw", "square"))
+    kernel = AnnealedSGLD(mean_mix(priors), redraws=10)
+    # Levels so low that the descent leaves the start as it is; chain 1 starts with the sources of another mix.
+    kernel.ladder = (0.02, 0.01)
+    wrong = torch.stack([prior.sample_clean() for prior in priors.values()])
+    start = {wave: torch.stack([truth[k], wrong[k]]) for k, wave in enumerate(priors)}
+    searched(kernel, kernel.model, (mix,), 2, start)
+    calls = kernel.search_calls.tolist()
+    assert calls[0] < calls[1]
+
+
+# --- stability ---------------------------------------------------------------------------------------------------
+
+
+@every_coupling
+@pytest.mark.parametrize("ancestral", [True, False])
+def test_a_stiff_mix_stays_stable(double, coupling, ancestral):
+    """A noise of 1e-3 beside sources of one: the default step never leaves the sources' own range.
+
+    Residuals are no larger than the noised sources themselves would leave at the last level but one.
+    """
+    spectra = ([2.0, 1.0, 0.5], [0.5, 1.0, 2.0])
+    priors = {
+        name: GaussianPrior(torch.tensor(spectrum), 16, sigma_min=1e-3)
+        for name, spectrum in zip("ab", spectra, strict=True)
+    }
+    model = linear_mix(priors, [1.0, 3.0], 1e-3)
+    mix = model().detach()
+    ladder = tuple(torch.logspace(0.5, -3, 30).tolist())
+    kernel = AnnealedSGLD(
+        model, ladder, steps_per_level=20, moves="langevin", coupling=coupling, ancestral=ancestral, redraws=2
+    )
+    z, potential = searched(kernel, model, (mix,), 50)
+    for value in z.values():
+        assert float(value.abs().max()) < 10  # deviations are below 1.5: beyond six of them
+    residual = mix - z["a"] - 3 * z["b"]
+    # At the last level the noise leaves 1e-3; half a stable step doubles a variance at most, and moves there last.
+    assert float(residual.square().mean().sqrt()) < 3e-2
+    assert bool(torch.isfinite(potential(z)).all())
+
+
+def noisy_limit(sigma, noise, sources, own):
+    excess = max(sigma**2 - own**2, 0)
+    return 2 / (sources / (noise**2 + sources * excess) + 1 / sigma**2)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 0.5, 0.1])
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_the_largest_step_in_closed_form(double, sigma, names):
+    """For the sum of N sources under the noisy coupling: eta (N lambda + 1 / sigma^2) < 2."""
+    priors = {name: GaussianPrior(torch.tensor([2.0, 1.0]), 8, sigma_min=0.1) for name in names}
+    model = linear_mix(priors, noise=0.3)
+    limit = noisy_limit(sigma, 0.3, len(names), 0.1)
+
+    def run(factor):
+        kernel = AnnealedSGLD(
+            model, (sigma,), moves="langevin", coupling="noisy", redraws=0, langevin_step=lambda level: factor * limit
+        )
+        searched(kernel, model, (torch.randn(8),), 2)
+
+    run(1 - 1e-4)  # the prior's level is kept in single precision
+    with pytest.raises(ConfigurationError, match=f"noise level {sigma:.3g} is not stable"):
+        run(1 + 1e-4)
+
+
+@every_coupling
+def test_the_bound_on_steps_is_above_the_largest_curvature(linear, coupling):
+    r"""By the Hessian of the noised model, dense: what is enforced is stable, and no more careful than its formula."""
+    for sigma in (2.0, 0.5, 0.1):
+        kernel = AnnealedSGLD(
+            linear.model, (sigma,), moves="langevin", coupling=coupling, redraws=0, langevin_step=lambda level: 1e9
+        )
+        with pytest.raises(ConfigurationError, match="between 0 and") as caught:
+            searched(kernel, linear.model, (linear.mix,), 2)
+        limit = float(str(caught.value).rsplit(" ", 1)[1])
+        level = Potential(noised(linear.model, sigma, coupling), (linear.mix,), num_chains=17)
+        rows = linear.flat(level.value_and_grad(linear.split(torch.cat([torch.zeros(1, 16), torch.eye(16)])))[1])
+        curvature = torch.linalg.matrix_norm(rows[1:] - rows[:1], 2)
+        assert limit <= 2 / float(curvature) * (1 + 5e-3)  # printed to three digits
+        # The observation's part is at most the whole curvature, the prior's at most 1 / sigma^2.
+        assert limit >= 2 / (float(curvature) + 1 / sigma**2) * (1 - 5e-3)
+
+
+# --- other models ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [unknown_gains_mix, panned_mix, soft_clipped_mix])
+@pytest.mark.parametrize("moves", ["auto", "langevin"])
+def test_mixes_that_are_not_linear_in_all_sites(double, make, moves):
+    """Finite draws, and the residual that the noise leaves, to within half: of 64 or 128 samples."""
+    priors = {
+        name: GaussianPrior(torch.tensor(spectrum), 64, sigma_min=0.05)
+        for name, spectrum in (("a", [1.0, 0.1, 0.01]), ("b", [0.01, 0.1, 1.0]))
+    }
+    model = make(priors, noise=0.1)
+    mix = model().detach()
+    kernel = AnnealedSGLD(model, LADDER, moves=moves, steps_per_level=4, redraws=4)
+    mcmc = LangevinMCMC(kernel, num_samples=5, warmup_steps=90, thinning=10, num_chains=4, seed=0).run(mix)
+    for value in mcmc.get_samples().values():
+        assert bool(torch.isfinite(value).all())
+    relative = mcmc.sample_stats()["residual"][:, -1]
+    assert float(relative.max()) < 1.5 * 0.1 / float(mix.square().mean().sqrt())
+
+
+def test_heavy_tails(double):
+    priors = {name: GaussianPrior(torch.tensor([1.0, 0.1]), 32, sigma_min=0.05) for name in "ab"}
+
+    def model(mix=None):
+        a, b = (pyro.sample(name, prior) for name, prior in priors.items())
+        return pyro.sample("mix", dist.StudentT(4.0, a + b, 0.1).to_event(1), obs=mix)
+
+    mix = model().detach()
+    mcmc = LangevinMCMC(AnnealedSGLD(model, LADDER, redraws=2), 5, 40, num_chains=3, seed=0).run(mix)
+    assert float(mcmc.sample_stats()["residual"].max()) < 0.5
+    with pytest.raises(ConfigurationError, match=r"StudentT.*[Uu]se moves='langevin'"):
+        LangevinMCMC(AnnealedSGLD(model, LADDER, moves="sweeps"), 2, 2).run(mix)
+
+
+def test_the_constraint_needs_a_linear_mix(linear):
+    kernel = AnnealedSGLD(soft_clipped_mix(linear.priors, 0.3), LADDER, coupling="constraint", moves="langevin")
+    with pytest.raises(ConfigurationError, match="constraint needs a mix that is linear in its sources"):
+        LangevinMCMC(kernel, 2, 2).run(linear.mix)
+
+
+def test_one_source_alone(double):
+    """There is nothing to redraw given the others: one denoising posterior, exact."""
+    prior = GaussianPrior(torch.tensor([2.0, 1.0, 0.5]), 8, sigma_min=0.1)
+    for moves in ("sweeps", "langevin"):
+        model = linear_mix({"a": prior}, noise=0.5)
+        mcmc = LangevinMCMC(AnnealedSGLD(model, LADDER, moves=moves), 5, 20, num_chains=3, seed=0)
+        assert bool(torch.isfinite(mcmc.run(torch.randn(8)).get_samples()["a"]).all())
+
+
+def test_no_source_prior():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(ConfigurationError, match="AnnealedSGLD needs a model with source priors"):
+        LangevinMCMC(AnnealedSGLD(model), 2, 2).run()
+
+
+# --- starts, and Pyro's own MCMC ---------------------------------------------------------------------------------
+
+
+@every
+def test_stock_mcmc(linear, make):
+    mcmc = MCMC(make(linear.model), num_samples=10, warmup_steps=20, disable_progbar=True)
+    mcmc.run(linear.mix)
+    samples = mcmc.get_samples()
+    assert {name: tuple(value.shape) for name, value in samples.items()} == {"a": (10, 8), "b": (10, 8)}
+    assert len(samples["a"].unique(dim=0)) > 1
+
+
+def test_arviz_reads_a_stock_run(linear):
+    mcmc = MCMC(AnnealedSGLD(linear.model, LADDER, redraws=1), num_samples=8, warmup_steps=4, disable_progbar=True)
+    mcmc.run(linear.mix)
+    assert arviz.from_pyro(mcmc).posterior["a"].shape == (1, 8, 8)
+
+
+def guide(mix):
+    pyro.sample("a", dist.Normal(mix, 0.1).to_event(1))
+    pyro.sample("b", dist.Normal(0 * mix, 0.1).to_event(1))
+
+
+@pytest.mark.parametrize("moves", ["sweeps", "langevin"])
+@pytest.mark.parametrize(
+    "init",
+    ["prior", "mix", {"a": torch.ones(8), "b": torch.zeros(3, 8)}, guide],
+    ids=["prior", "mix", "values", "guide"],
+)
+def test_starts(linear, moves, init):
+    kernel = AnnealedSGLD(linear.model, LADDER, moves=moves, redraws=1)
+    mcmc = LangevinMCMC(kernel, num_samples=3, warmup_steps=5, num_chains=3, init=init).run(linear.mix)
+    assert mcmc.get_samples(group_by_chain=True)["a"].shape == (3, 3, 8)
+
+
+@pytest.mark.parametrize("moves", ["sweeps", "langevin"])
+def test_a_start_is_kept_as_far_as_the_ladder_leaves_it(moves):
+    """From the sources themselves, a ladder whose top tells waveforms apart stays with them; from noise it does not.
+
+    Only one descent: chains that start with the sources end with a residual of the noise.
+    """
+    priors, mix, truth = toy(4, ("saw", "square"))
+    kernel = AnnealedSGLD(mean_mix(priors), (0.05, 0.02, 0.01), moves=moves, redraws=0)
+    start = dict(zip(priors, truth, strict=True))
+    z, _ = searched(kernel, kernel.model, (mix,), 3, start)
+    found = torch.stack([z[wave] for wave in priors], 1)
+    assert float(si_sdr(found.reshape(-1, 1, 512), truth.repeat(3, 1).unsqueeze(1)).min()) > 20
+
+
+def test_mixes_of_their_own(double):
+    """Each chain has its own mix; all find theirs."""
+    toys = [toy(seed, ("saw", "square")) for seed in (5, 6, 7)]
+    priors, mix = toys[0][0], torch.stack([mix for _, mix, _ in toys])
+    kernel = AnnealedSGLD(mean_mix(priors))
+    z, _ = searched(kernel, kernel.model, (mix,), 3)
+    for chain, (_, _, truth) in enumerate(toys):
+        found = torch.stack([z[wave][chain] for wave in priors])
+        assert float(si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).min()) > 20, chain
+
+
+def test_stereo_with_known_pans(double):
+    priors, _, truth = toy(8, ("saw", "square"))
+    model = poutine.condition(panned_mix(priors, 0.01), {"pans": torch.tensor([-0.3, 0.5])})
+    mix = poutine.condition(model, dict(zip(priors, truth, strict=True)))().detach()
+    kernel = AnnealedSGLD(model, moves="sweeps")
+    z, potential = searched(kernel, model, (mix,), 4)
+    best = int((-potential(z)).argmax())
+    found = torch.stack([z[wave][best] for wave in priors])
+    assert float(si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).min()) > 20
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"moves": "jumps"}, "moves must be one of"),
+        ({"coupling": "loose"}, "coupling must be one of"),
+        ({"ladder": (0.1, 1.0)}, "falling sequence"),
+        ({"ladder": ()}, "falling sequence"),
+        ({"steps_per_level": 0}, "steps_per_level must be a whole number, at least 1"),
+        ({"steps_per_level": 1.5}, "steps_per_level must be a whole number"),
+        ({"redraws": -1}, "redraws must be a whole number, at least 0"),
+        ({"block": 0}, "block must be a whole number, at least 1"),
+        ({"redraw_levels": 0}, "redraw_levels must be a whole number, at least 1"),
+        ({"sweep_every": -1}, "sweep_every must be a whole number, at least 0"),
+        ({"exchanges": 1.5}, "exchanges is a share"),
+        ({"acceptance": (0.0, 1.0)}, "acceptance must be two positive numbers"),
+        ({"acceptance": (0.1,)}, "acceptance must be two positive numbers"),
+        ({"step_size": 2.0}, "step_size must be in"),
+    ],
+)
+def test_bad_arguments(linear, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        AnnealedSGLD(linear.model, **options)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, 1e3, float("nan")])
+def test_a_step_that_is_not_stable_names_the_level(linear, step):
+    kernel = AnnealedSGLD(
+        linear.model, (2.0, 0.5, 0.1), moves="langevin", langevin_step=lambda sigma: step if sigma == 0.5 else 1e-3
+    )
+    with pytest.raises(ConfigurationError, match=r"at noise level 0\.5 is not stable; expected one between 0 and"):
+        LangevinMCMC(kernel, 2, 2).run(linear.mix)
