@@ -374,15 +374,7 @@ class Separator:
             return MALA(model, 0.5)
         settings = self.settings
         ladder = noise_ladder(self.priors, settings.ladder) if isinstance(settings.ladder, int) else settings.ladder
-        langevin = settings.coupling in COUPLINGS
-        return AnnealedSGLD(
-            model,
-            ladder,
-            coupling=settings.coupling if langevin and settings.coupling else "denoised",
-            moves="langevin" if langevin else "sweeps",
-            redraws=settings.redraws,
-            step_size=0.5,
-        )
+        return AnnealedSGLD(model, ladder, coupling=settings.coupling, redraws=settings.redraws, step_size=0.5)
 
     @staticmethod
     def _weights(part: dict[str, np.ndarray]) -> Tensor:

@@ -350,6 +350,10 @@ def test_gains_from_spectra_need_spectra(gains, monkeypatch):
         ({"gains": "loud"}, "gains must be 'mean', 'level', 'fit' or numbers"),
         ({"gains": (1.0, math.nan)}, "gains must be finite"),
         ({"keep": -1}, "keep must be between 0"),
+        ({"coupling": "tight"}, "coupling must be one of"),
+        ({"ladder": 1}, "at least 2 levels"),
+        ({"ladder": (0.1, 1.0)}, "falling sequence"),
+        ({"redraws": -1}, "redraws must be at least 0"),
         ({"chains": 2, "draws": 3, "keep": 7}, "keep must be between 0 and the 6 draws"),
         ({"noise_db": 0.0}, "noise_db must be below 0"),
         ({"noise_db": math.nan}, "noise_db must be below 0"),
@@ -443,3 +447,56 @@ def test_progress_counts_to_the_end():
     separate(mix, RATE, gaussians(), EXACT, progress=steps.append)
     assert sum(steps) == mix.shape[-1]
     assert len(steps) > 3
+
+
+# Searches
+
+
+def toy(frame=256):
+    periods = [13, 17, 23, 31, 41]
+    return {wave: OscillatorPrior(wave, frame, periods=periods) for wave in ("saw", "square")}
+
+
+def toy_mix(priors, frames=1):
+    torch.manual_seed(0)
+    truth = torch.stack([prior.sample_clean((frames,)).flatten() for prior in priors.values()])
+    return truth.mean(0, keepdim=True), truth / 2
+
+
+def test_priors_with_many_modes_are_searched():
+    priors = toy()
+    mix, truth = toy_mix(priors, frames=2)
+    settings = Settings(chains=4, draws=8, warmup=20, gains="mean", overlap=0.0, keep=3)
+    rate = priors["saw"].sample_rate
+    result = separate(mix, rate, priors, settings)
+    assert db(result.mean[:, 0] - truth, truth) < -20
+    # Every kept draw is from a chain of the best mode.
+    assert db(result.draws[:, :, 0] - truth, truth) < -20
+
+
+def test_a_chain_astray_has_no_say_in_the_mean():
+    separator = Separator(toy(), 14_700, Settings(gains="mean"))
+    shape = (3, 5, 1, 1)  # chain, draw, window, channel
+    levels = np.zeros((*shape, 2)) + 0.1 * np.random.default_rng(0).standard_normal((*shape, 2))
+    levels[2] += 50.0
+    part = {"lp": np.zeros(shape), "energy_db": levels, "band_db": levels, "projection": levels}
+    part["lp"][2] -= 200.0
+    assert separator._weights(part).flatten().tolist() == pytest.approx([0.5, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("coupling", ["sweeps", "noisy", "denoised", "constraint"])
+def test_a_search_leaves_gaussian_posteriors_as_they_are(coupling):
+    mix = noise(1, FRAME)
+    settings = Settings(
+        chains=8, draws=60, warmup=60, noise_db=-20.0, coupling=coupling, ladder=4, redraws=1, overlap=0.0
+    )
+    found = separate(mix, RATE, gaussians(), settings)
+    exact = separate(mix, RATE, gaussians(), Settings("exact", noise_db=-20.0, overlap=0.0))
+    assert db(found.mean - exact.mean, exact.mean) < -10
+    assert found.stddev.mean().item() == pytest.approx(exact.stddev.mean().item(), rel=0.15)
+
+
+def test_gaussian_priors_are_not_searched_unless_asked():
+    assert not Separator(gaussians(), RATE, Settings()).searches
+    assert Separator(gaussians(), RATE, Settings(ladder=5)).searches
+    assert Separator(toy(), 14_700, Settings()).searches

@@ -110,12 +110,11 @@ def describe_modes(table: pandas.DataFrame) -> str:
     best = int(table.loc[table["best"], "chain"].iloc[0])
     if table["mode"].max() == 0:
         return f"all {len(table)} chains are in one mode; chain {best} has the highest log joint density"
-    found = dict(table.groupby("mode"))
+    found = [table[table["mode"] == mode] for mode in range(table["mode"].max() + 1)]
     top = table["log_joint"].max()
     others = [
         f"{_chains(group)} another, {top - group['log_joint'].max():.0f} nats below, weight {group['weight'].sum():.2g}"
-        for mode, group in found.items()
-        if mode != 0
+        for group in found[1:]
     ]
     return (
         f"{len(found)} modes: {_chains(found[0])} found the best (chain {best} the highest, weight "

@@ -87,7 +87,7 @@ def samplers(
 
     Returns:
         one row an arm, budget, number of sources, threshold, and ``"one"`` chain or ``"best"``: the share recovered,
-        its 95 % Wilson interval, calls made (mean over chains) and seconds. Chains and sources of one mix are not
+        its 95 % Wilson interval, calls made (mean over chains) and CPU seconds. Chains and sources of one mix are not
         independent: the interval of one chain is that of as many trials as there are sources.
     """
     import pandas
@@ -185,11 +185,11 @@ def _kernel(task: _Task, model: Any, priors: dict[str, OscillatorPrior]) -> Anne
         return AnnealedSGLD(model)
     if task.arm in ("noisy", "denoised", "constraint"):
         ladder = noise_ladder(priors, max(2, task.budget // 2))  # at each level a step, and a move to the next
-        return AnnealedSGLD(model, ladder, coupling=task.arm, moves="langevin", redraws=0)
+        return AnnealedSGLD(model, ladder, coupling=task.arm, redraws=0)
     if task.arm == "sweeps":
         # Sweeps take no level below what the mix's noise leaves of a source; the last is the model's own.
         ladder = noise_ladder(priors, max(2, task.budget - 1), bottom=0.01 * number)
-        return AnnealedSGLD(model, ladder, moves="sweeps", redraws=0)
+        return AnnealedSGLD(model, ladder, coupling="sweeps", redraws=0)
     block = 1 if task.arm == "blocks of 1" else 2
     levels, short = min(20, task.budget // 2), 10
     redraws = max(1, int((task.budget - levels) * number / (short * block)))
@@ -197,8 +197,8 @@ def _kernel(task: _Task, model: Any, priors: dict[str, OscillatorPrior]) -> Anne
     redraws = int(redraws / (1 - exchanges + exchanges * 4 / (short * block)))
     return AnnealedSGLD(
         model,
-        noise_ladder(priors, levels - 1, bottom=0.01 * number),
-        moves="sweeps",
+        noise_ladder(priors, max(2, levels - 1), bottom=0.01 * number),
+        coupling="sweeps",
         redraws=redraws,
         block=block,
         redraw_levels=short,
@@ -218,10 +218,10 @@ def _run(task: _Task) -> dict[str, Any]:
     model = mean_mix(priors, noise=0.01)
     pyro.set_rng_seed(task.seed + 1000 * task.mixes[0] + task.budget)
     kernel = _kernel(task, model, priors)
-    start = time.perf_counter()
+    start = time.process_time()
     potential = Potential(model, (mix,), num_chains=len(mix))
     z = kernel.search(potential, initial_values(potential, "prior"), lambda done, total: None)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     with torch.no_grad():
         log_joint = -potential(z)
     found = torch.stack([z[wave] for wave in waves], 1)

@@ -20,9 +20,7 @@ from pyrosep.infer.redraws import Redraws
 from pyrosep.infer.response import linear_mix_of
 from pyrosep.infer.search import LangevinSearch, Search, SweepSearch
 
-__all__ = ["MOVES", "AnnealedSGLD"]
-
-MOVES = ("auto", "sweeps", "langevin")
+__all__ = ["AnnealedSGLD"]
 
 #: Levels of the default ladder for moves that cross from level to level by themselves.
 DEFAULT_LEVELS = 20
@@ -31,20 +29,20 @@ DEFAULT_LEVELS = 20
 class AnnealedSGLD(MALA):
     r"""Langevin sampling that looks for the sources at falling noise levels, and samples the posterior at the last.
 
-    **Search.** At each level :math:`\sigma_i` of the ladder the model is :func:`~pyrosep.infer.noised`, and its sites
-    move by one of two kinds of moves:
+    **Search.** At each level :math:`\sigma_i` of the ladder sites move by one of two kinds of moves:
 
-    - ``"langevin"``, for any model: :math:`x \leftarrow x - \eta_i \nabla U_i(x) + \sqrt{2\eta_i}\,\epsilon`, with
+    - Langevin steps on the :func:`~pyrosep.noised` model, for any model:
+      :math:`x \leftarrow x - \eta_i \nabla U_i(x) + \sqrt{2\eta_i}\,\epsilon`, with
       :math:`\eta_i (\Lambda_i + 1/\sigma_i^2) < 2`, :math:`\Lambda_i` the precision that the observation has at that
       level for the sources together (:math:`N\lambda` for the sum of N); and between levels, with ``ancestral``,
       :math:`x \leftarrow \hat s + \tfrac{\sigma_{i+1}^2}{\sigma_i^2}(x - \hat s) + \dots\epsilon` from the mean
       :math:`\hat s = x - \sigma_i^2 \nabla U_i(x)` (Song & Ermon, 2019; Jayaram & Thickstun, 2020; Ho et al., 2020).
-    - ``"sweeps"``, for models with one Normal observation: every source in turn is drawn given the others
+    - Sweeps, for models with one Normal observation: every source in turn is drawn given the others
       (:class:`~pyrosep.infer.redraws.Redraws`), from the linear mix that the model is, or is near to at the state.
 
     Then, again and again, a random *block* of sources is redrawn from the top of the ladder given the rest, and kept
     with probability :math:`\min(1, e^{-\Delta E / t})`, E being the energy of the residual, at a temperature t that
-    falls; half as often as not, two sources exchange what they explain instead (sweeps only). Chains whose residual is
+    falls; or, at random, two sources exchange what they explain instead (sweeps only). Chains whose residual is
     what noise alone would leave are settled and left alone; those that are not, by half of the redraws, start again.
 
     **Sampling.** What was found starts chains of :class:`~pyrosep.MALA` on the model itself, whose target, the
@@ -56,8 +54,9 @@ class AnnealedSGLD(MALA):
         model: a Pyro model.
         ladder: falling noise levels; by default :func:`~pyrosep.infer.noise_ladder` of 20 levels.
         steps_per_level: Langevin steps at each level, or sweeps.
-        coupling: of Langevin moves; see :func:`~pyrosep.infer.noised`.
-        moves: ``"langevin"``, ``"sweeps"``, or ``"auto"``: sweeps wherever the model allows them.
+        coupling: ``"sweeps"``; or ``"noisy"``, ``"denoised"`` or ``"constraint"`` for Langevin steps, see
+            :func:`~pyrosep.noised`. By default sweeps wherever the model allows them, and else ``"denoised"``.
+        reverse_steps: denoiser calls of a draw in a sweep, for priors without exact draws.
         ancestral: reverse-diffusion moves between levels (Langevin moves only).
         langevin_step: :math:`\eta` as a function of :math:`\sigma`; by default half of what is stable.
         redraws: block redraws after the first descent.
@@ -81,9 +80,9 @@ class AnnealedSGLD(MALA):
         model: Callable[..., Any],
         ladder: Iterable[float] | None = None,
         steps_per_level: int = 1,
-        coupling: str = "denoised",
+        coupling: str | None = None,
         *,
-        moves: str = "auto",
+        reverse_steps: int = 8,
         ancestral: bool = True,
         langevin_step: Callable[[float], float] | None = None,
         redraws: int = 24,
@@ -107,12 +106,14 @@ class AnnealedSGLD(MALA):
             target_accept_prob=target_accept_prob,
             preconditioner=preconditioner,
         )
-        if moves not in MOVES:
-            raise ConfigurationError(f"moves must be one of {MOVES}; got {moves!r}")
-        if coupling not in COUPLINGS:
-            raise ConfigurationError(f"coupling must be one of {COUPLINGS}; got {coupling!r}")
+        if coupling not in (None, "sweeps", *COUPLINGS):
+            raise ConfigurationError(f"coupling must be one of {('sweeps', *COUPLINGS)}; got {coupling!r}")
         counts = {"steps_per_level": (steps_per_level, 1), "redraws": (redraws, 0), "block": (block, 1)}
-        counts |= {"redraw_levels": (redraw_levels, 1), "sweep_every": (sweep_every, 0)}
+        counts |= {
+            "redraw_levels": (redraw_levels, 1),
+            "sweep_every": (sweep_every, 0),
+            "reverse_steps": (reverse_steps, 1),
+        }
         for name, (number, least) in counts.items():
             if int(number) != number or number < least:
                 raise ConfigurationError(f"{name} must be a whole number, at least {least}; got {number!r}")
@@ -123,7 +124,7 @@ class AnnealedSGLD(MALA):
         self.ladder = None if ladder is None else check_ladder(ladder)
         self.steps_per_level = steps_per_level
         self.coupling = coupling
-        self.moves = moves
+        self.reverse_steps = reverse_steps
         self.ancestral = ancestral
         self.langevin_step = langevin_step
         self.redraws = redraws
@@ -173,18 +174,20 @@ class AnnealedSGLD(MALA):
         return search.z
 
     def _search(self, potential: Potential, z: Values, ladder: tuple[float, ...]) -> Search:
-        if self.moves != "langevin":
+        if self.coupling in (None, "sweeps"):
             values = potential.constrain(z)
             found = linear_mix_of(potential, values)
-            known = set(z) == set(potential.priors) and not isinstance(found, str)
-            if self.moves == "sweeps" or not isinstance(linear_mix_of(potential, values, about=True), str):
-                mix = found if known and not isinstance(found, str) else None
-                return SweepSearch(potential, z, ladder, mix, sweeps=self.steps_per_level)
+            if self.coupling == "sweeps" or not isinstance(linear_mix_of(potential, values, about=True), str):
+                # With other latent sites the mix changes as they move.
+                mix = None if isinstance(found, str) or set(z) != set(potential.priors) else found
+                return SweepSearch(
+                    potential, z, ladder, mix, sweeps=self.steps_per_level, reverse_steps=self.reverse_steps
+                )
         return LangevinSearch(
             potential,
             z,
             ladder,
-            coupling=self.coupling,
+            coupling=self.coupling or "denoised",
             steps=self.steps_per_level,
             ancestral=self.ancestral,
             step_size=self.langevin_step,

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.potential import Values
-from pyrosep.infer.response import Responses, base_distribution, measure_responses
+from pyrosep.infer.response import Responses, base_distribution, has_location, measure_responses
 from pyrosep.priors import SourcePrior
 
 __all__ = ["COUPLINGS", "Noised", "StationaryNormal", "noised"]
@@ -169,7 +169,7 @@ class _NoisedMessenger(Messenger):
 
     def _widened(self, name: str, fn: Any, responses: dict[str, Tensor]) -> Any:
         base = base_distribution(fn)
-        if not (hasattr(base, "scale") and hasattr(base, "loc")):
+        if not has_location(fn):
             raise ConfigurationError(
                 f"observed site {name!r} is a {type(base).__name__}, which has no scale; noise levels need an "
                 "observation whose noise can be widened (Normal, StudentT, Laplace)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -30,13 +31,14 @@ class Redraws:
 
     Arguments:
         priors: of the sources, in the order of the mix.
-        mix: what the model is; see :func:`~pyrosep.infer.response.linear_mix_of`.
+        mix: what the model is; see :func:`~pyrosep.infer.linear_mix_of`.
+        reverse_steps: denoiser calls of a draw, for priors whose draws are a reverse diffusion.
     """
 
-    def __init__(self, priors: Sequence[SourcePrior], mix: LinearMix) -> None:
-        self.priors = list(priors)
+    def __init__(self, priors: Sequence[SourcePrior], mix: LinearMix, *, reverse_steps: int = 8) -> None:
+        self.priors = [_with_steps(prior, reverse_steps) for prior in priors]
         self.mix = mix
-        #: Conditionals drawn from so far, chain by chain.
+        #: Denoiser calls so far, chain by chain; an exact draw is one.
         self.calls = torch.zeros(len(mix.observed), dtype=torch.int64)
         #: Noise levels of the priors themselves, ``(source,)``.
         self.own = torch.stack([prior.sigma.mean().to(mix.gains) for prior in self.priors])
@@ -56,16 +58,17 @@ class Redraws:
             sigma: level of the ladder.
         """
         residual = self.mix.residual(sources, index, chains)
-        own = self.own[index]
+        own, common = self.own[index], self.own.square().mean()
         wide = self.mix.noise[chains, 0].square()
-        wide = wide + self.mix.power[chains].mean(-1) * (sigma**2 - own.square()).clamp(min=0)
+        wide = wide + self.mix.power[chains].mean(-1) * (sigma**2 - common).clamp(min=0)
         level = (own.square() + wide / self.mix.power[chains, index]).sqrt()
         drawn = torch.empty_like(residual)
         for number, prior in enumerate(self.priors):
             rows = torch.nonzero(index == number).flatten()
             if len(rows):
                 drawn[rows] = prior.at(level[rows]).draw(residual[rows], own[rows])
-        self.calls[chains.cpu()] += 1
+        cost = [1 if prior.exact_draws else prior.reverse_steps + 1 for prior in self.priors]
+        self.calls[chains.cpu()] += torch.tensor(cost)[index.cpu()]
         return drawn
 
     def sweep(self, sources: Tensor, chains: Tensor, sigma: float, blocks: Tensor | None = None) -> Tensor:
@@ -97,3 +100,11 @@ class Redraws:
             for index in (first, second):
                 sources[rows, index] = self.draw(sources, index, chains, sigma)
         return sources
+
+
+def _with_steps(prior: SourcePrior, steps: int) -> SourcePrior:
+    if prior.exact_draws:
+        return prior
+    new = copy.copy(prior)
+    new.reverse_steps = steps
+    return new

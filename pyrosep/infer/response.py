@@ -10,11 +10,20 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.potential import Potential, Values
 
-__all__ = ["LinearMix", "Responses", "base_distribution", "linear_mix_of", "measure_responses", "random_phase"]
+__all__ = [
+    "LinearMix",
+    "Responses",
+    "base_distribution",
+    "has_location",
+    "linear_mix_of",
+    "measure_responses",
+    "random_phase",
+]
 
 #: By observed site, then by source: the response of the site's mean.
 Responses = dict[str, dict[str, Tensor]]
@@ -86,13 +95,22 @@ def measure_responses(run: Callable[[Values], poutine.Trace], values: Values, na
     return responses
 
 
+def has_location(fn: Any) -> bool:
+    """Whether a site's distribution has a location and a scale that its noise is measured by."""
+    base = base_distribution(fn)
+    on_the_line = getattr(base, "support", None) is constraints.real
+    return on_the_line and isinstance(getattr(base, "loc", None), Tensor) and isinstance(base.scale, Tensor)
+
+
 def _mean(name: str, fn: Any) -> Tensor:
+    if has_location(fn):
+        return base_distribution(fn).loc  # Cauchy's mean is none, its location moves all the same
     try:
         return fn.mean
     except (AttributeError, NotImplementedError):
         raise ConfigurationError(
             f"observed site {name!r} is a {type(base_distribution(fn)).__name__}, which has no mean; noise levels need "
-            "an observation with a mean and a scale (Normal, StudentT, Laplace)"
+            "an observation with a location and a scale (Normal, StudentT, Laplace)"
         ) from None
 
 

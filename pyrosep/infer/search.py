@@ -14,7 +14,14 @@ from pyrosep.infer.noising import Noised
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import diagonal_scales
 from pyrosep.infer.redraws import Redraws
-from pyrosep.infer.response import LinearMix, Responses, base_distribution, linear_mix_of, measure_responses
+from pyrosep.infer.response import (
+    LinearMix,
+    Responses,
+    base_distribution,
+    has_location,
+    linear_mix_of,
+    measure_responses,
+)
 
 __all__ = ["LangevinSearch", "Search", "SweepSearch"]
 
@@ -63,9 +70,10 @@ class Search(ABC):
         left, power, noise = [], [], []
         trace = self.potential.run(self.potential.constrain(self.z))
         for name, value in self.potential.observed.items():
-            base = base_distribution(trace.nodes[name]["fn"])
-            if not (hasattr(base, "scale") and hasattr(base, "loc")):
+            fn = trace.nodes[name]["fn"]
+            if not has_location(fn):
                 continue
+            base = base_distribution(fn)
             shape = base.loc.shape
             left.append(self._per_chain(value - base.loc).square())
             power.append(self._per_chain(value.expand(shape)).square())
@@ -118,12 +126,20 @@ class SweepSearch(Search):
     Arguments:
         mix: the model as a linear mix; ``None`` where it changes with the state.
         sweeps: at each level.
+        reverse_steps: denoiser calls of a draw, for priors whose draws are a reverse diffusion.
     """
 
     exchanges = True
 
     def __init__(
-        self, potential: Potential, z: Values, ladder: Sequence[float], mix: LinearMix | None, *, sweeps: int = 1
+        self,
+        potential: Potential,
+        z: Values,
+        ladder: Sequence[float],
+        mix: LinearMix | None,
+        *,
+        sweeps: int = 1,
+        reverse_steps: int = 8,
     ) -> None:
         super().__init__(potential, z, ladder)
         self.sweeps = sweeps
@@ -131,7 +147,8 @@ class SweepSearch(Search):
         self.fixed = mix is not None
         # The prior's own draws are far from any mix; about silence a neighbour is what it is for quiet sources.
         quiet = {name: torch.zeros_like(z[name]) if name in self.names else z[name] for name in z}
-        self.redraws = Redraws(list(potential.priors.values()), mix or self._neighbour(quiet))
+        priors = list(potential.priors.values())
+        self.redraws = Redraws(priors, mix or self._neighbour(quiet), reverse_steps=reverse_steps)
         self.calls = self.redraws.calls
         # Levels below what the mix's own noise leaves of a source are one and the same; the last is the model's own.
         above = [level for level in self.ladder if level > self.redraws.floor]
@@ -142,7 +159,7 @@ class SweepSearch(Search):
         if isinstance(found, str):
             raise ConfigurationError(
                 "sweeps draw each source given the others, which needs one Normal observation of them all with a "
-                f"sample for each of theirs; here {found}. Use moves='langevin'"
+                f"sample for each of theirs; here {found}. Use coupling='denoised'"
             )
         return found
 

@@ -70,7 +70,6 @@ def test_files(study):
     assert (out / "samplers.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.xfail(strict=True, reason="arms of blocks ask for a ladder of one level below a budget of 6")
 @pytest.mark.parametrize("arm", ["blocks of 1", "blocks of 2", "blocks of 2 + exchanges"])
 def test_small_budgets(arm):
     priors = {wave: OscillatorPrior(wave, frame=64, periods=(5, 7)) for wave in ("saw", "square")}

@@ -50,7 +50,7 @@ class Enumerated:
         self.pairs = self.probability.reshape(len(first), len(second), -1).sum(-1)
 
     def draw(self, number):
-        """Exact draws of the model's sources, ``(number, source, time)``: waves, and the noise given what they leave."""
+        """Exact draws of the sources, ``(number, source, time)``: waves, and the noise given what they leave."""
         place = np.random.default_rng(0).choice(len(self.probability), number, p=self.probability.numpy())
         i, j, a, b = (torch.from_numpy(part) for part in np.unravel_index(place, (*self.pairs.shape, 40, 40)))
         amplitude = torch.stack([self.grid[a], self.grid[b]], 1)

@@ -271,8 +271,10 @@ def test_sources_of_the_handler_are_those_of_their_level(linear, coupling, mean_
     with pyro.plate("draws", 4000):
         trace = poutine.trace(lifted).get_trace(linear.mix)
     for name, prior in linear.priors.items():
-        mean_agrees(trace.nodes[name]["value"].square().mean(-1), float(prior.at(0.7).variance(linear.mix)[
-            torch.tensor([0, 1, 1, 2, 2, 3, 3, 4])].mean()))
+        mean_agrees(
+            trace.nodes[name]["value"].square().mean(-1),
+            float(prior.at(0.7).variance(linear.mix)[torch.tensor([0, 1, 1, 2, 2, 3, 3, 4])].mean()),
+        )
 
 
 @every
@@ -435,7 +437,6 @@ def test_observation_of_another_length(linear):
         noised(model, 0.5)()
 
 
-@pytest.mark.xfail(strict=True, reason="taken for an observation that does not depend on the sources")
 @pytest.mark.parametrize(
     "family",
     [lambda a: dist.Cauchy(a, 0.2), lambda a: dist.StudentT(1.0, a, 0.2)],

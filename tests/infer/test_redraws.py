@@ -104,6 +104,24 @@ def test_a_draw_is_the_conditional(linear, mean_agrees, index, sigma):
     mean_agrees(deviation.unsqueeze(-1) * deviation.unsqueeze(-2), inside)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 3.0])
+def test_the_level_of_a_draw(linear, monkeypatch, sigma):
+    """The prior's own, the mix's noise and the widening, in the scale of the source; it comes back at its own."""
+    seen = []
+
+    def draw(self, value, to):
+        seen.append((self.sigma, to))
+        return value
+
+    monkeypatch.setattr(GaussianPrior, "draw", draw)
+    redraws_of(linear, 2).draw(torch.randn(2, 2, 8), torch.tensor([0, 1]), torch.arange(2), sigma)
+    for (level, to), gain in zip(seen, (1.0, 0.7), strict=True):
+        wide = 0.5**2 + (1 + 0.7**2) / 2 * max(sigma**2 - OWN**2, 0)
+        # The prior's own level is kept in the default precision, double here.
+        torch.testing.assert_close(level, torch.tensor([OWN**2 + wide / gain**2]).sqrt())
+        torch.testing.assert_close(to, torch.tensor([OWN]))
+
+
 def test_chains_with_mixes_of_their_own(linear, mean_agrees):
     """Some of the chains, in any order: each sees its own mix."""
     mixes = torch.randn(3, 8)
@@ -150,9 +168,7 @@ def test_oscillators_too(double, mean_agrees):
 
     With sources drawn from the model, and the mix of each chain from them, a sweep leaves them as they were.
     """
-    priors = {
-        wave: OscillatorPrior(wave, frame=24, periods=(4, 5, 7), sigma_min=0.2) for wave in ("saw", "square")
-    }
+    priors = {wave: OscillatorPrior(wave, frame=24, periods=(4, 5, 7), sigma_min=0.2) for wave in ("saw", "square")}
     number = 4000
     sources = torch.stack([prior.sample((number,)) for prior in priors.values()], 1)
     mixes = sources.mean(1) + 0.8 * torch.randn(number, 24)

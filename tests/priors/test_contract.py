@@ -302,6 +302,17 @@ def test_draw_has_the_mean_between_value_and_clean(prior, mean_agrees):
     mean_agrees(at.draw(x.expand(20_000, -1), OWN), expected)
 
 
+def test_draw_about_a_clean_draw(prior, monkeypatch, mean_agrees):
+    """Given s and x it is N(s + r (x - s), own^2 (1 - r)), r the ratio of the variances."""
+    at = prior.at(HIGH)
+    clean, x = prior.at(0.0).sample(), at.sample()
+    monkeypatch.setattr(type(at), "draw_clean", lambda self, value: clean.expand(value.shape))
+    share = OWN**2 / HIGH**2
+    deviation = at.draw(x.expand(20_000, -1), OWN) - (clean + share * (x - clean))
+    mean_agrees(deviation, 0.0)
+    mean_agrees(deviation.square().mean(-1), OWN**2 * (1 - share))
+
+
 def test_draw_at_the_ends(prior):
     """To the level it is at: the value itself. To zero: a clean draw."""
     at = prior.at(HIGH)
