@@ -139,7 +139,8 @@ class SourcePrior(TorchDistribution):
         own = self.sigma.mean()
         added = max(level**2 - float(own) ** 2, 0.0)
         if (key := (self.time, float(own), level)) not in cache:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            devices = [own.device] if own.device.type == "cuda" else []  # whose random numbers go on as they were
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
                 torch.manual_seed(0)
                 low = self.at(own).sample(torch.Size([trials]))
                 noisy = low + math.sqrt(added) * torch.randn_like(low)

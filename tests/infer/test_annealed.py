@@ -390,3 +390,13 @@ def test_a_step_that_is_not_stable_names_the_level(linear, step):
     )
     with pytest.raises(ConfigurationError, match=r"at noise level 0\.5 is not stable; expected one between 0 and"):
         LangevinMCMC(kernel, 2, 2).run(linear.mix)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("coupling", ["sweeps", "noisy", "denoised", "constraint"])
+def test_on_a_gpu(coupling):
+    priors = {wave: OscillatorPrior(wave, 128, periods=(13, 17)).to("cuda") for wave in ("saw", "square")}
+    mix = torch.stack([prior.sample_clean() for prior in priors.values()]).mean(0)
+    mcmc = LangevinMCMC(AnnealedSGLD(mean_mix(priors), coupling=coupling, redraws=2), 5, 20, num_chains=3, seed=0)
+    assert mcmc.run(mix).kernel.state.energy.device.type == "cuda"
+    assert bool(mcmc.sample_stats()["lp"].isfinite().all())
