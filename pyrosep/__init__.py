@@ -2,7 +2,15 @@
 
 from pyrosep.diagnostics import summarize, to_inference_data
 from pyrosep.infer import MALA, SGLD, GaussianPosterior, LangevinMCMC, Potential, SpectralPreconditioner
-from pyrosep.priors import GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum, load_priors, save_priors
+from pyrosep.priors import (
+    FloWaveNet,
+    GaussianPrior,
+    OscillatorPrior,
+    SourcePrior,
+    fit_spectrum,
+    load_priors,
+    save_priors,
+)
 from pyrosep.separate import Separation, Separator, Settings
 
 __version__ = "0.1.0"
@@ -10,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MALA",
     "SGLD",
+    "FloWaveNet",
     "GaussianPosterior",
     "GaussianPrior",
     "LangevinMCMC",
