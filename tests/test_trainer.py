@@ -12,10 +12,18 @@ from torch import nn
 from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
 from pyrosep.trainer import Trainer, TrainingSettings
 
-# Lightning asks for worker processes, pytrees and the like; a person at the command line sees them, a test does not care.
+# Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
-SETTINGS = {"steps": 12, "batch": 4, "learning_rate": 0.05, "warmup": 2, "ema": 0.9, "validate_every": 4, "save_every": 4}
+SETTINGS = {
+    "steps": 12,
+    "batch": 4,
+    "learning_rate": 0.05,
+    "warmup": 2,
+    "ema": 0.9,
+    "validate_every": 4,
+    "save_every": 4,
+}
 
 
 def network():
@@ -54,9 +62,7 @@ def test_resumed_it_ends_where_an_unbroken_run_does_bit_for_bit(tmp_path):
     assert resumed.step == unbroken.step == 12
     assert torch.equal(weights(resumed), weights(unbroken))
     assert resumed.history[-1] == unbroken.history[-1]
-    one, other = (
-        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("unbroken", "parts")
-    )
+    one, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("unbroken", "parts"))
     for name, value in one["network"].items():
         assert torch.equal(value, other["network"][name])
 
@@ -123,6 +129,20 @@ def test_it_learns(precision):
     assert next(result.network.parameters()).dtype == torch.float32
 
 
+def test_mixed_precision_leaves_the_inputs_alone():
+    """Noise at the lowest levels is below what half precision can tell."""
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            seen.append((x.dtype, super().forward(x).dtype))
+            return super().forward(x)
+
+    fitter = Trainer(TrainingSettings(**(SETTINGS | {"precision": "bf16-mixed"})), quiet=True)
+    fitter.fit(Watched(3, 1), lambda net, x: net(x).float().square().mean(), draw)
+    assert set(seen) == {(torch.float32, torch.bfloat16)}
+
+
 def test_gradients_that_are_not_finite_change_nothing_and_end_the_run_if_they_stay():
     calls = []
 
@@ -134,7 +154,9 @@ def test_gradients_that_are_not_finite_change_nothing_and_end_the_run_if_they_st
     result = trainer.fit(network(), sometimes, draw)
     assert result.skipped == 2
     assert bool(torch.isfinite(weights(result)).all())
-    with pytest.raises(DivergenceError, match="25 steps in a row is not finite, at step 25; train with a learning rate"):
+    with pytest.raises(
+        DivergenceError, match="25 steps in a row is not finite, at step 25; train with a learning rate"
+    ):
         Trainer(TrainingSettings(**(SETTINGS | {"steps": 40})), quiet=True).fit(
             network(), lambda net, x: loss(net, x) * float("inf"), draw
         )

@@ -72,7 +72,7 @@ def train_flowavenet_command(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")] = 6000,
     batch: Annotated[int, typer.Option(min=1, help="Frames in a step, over all processes.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="The largest of the run.")] = 4e-3,
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "bf16-mixed",
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "bf16-mixed",
     sigma_min: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.01,
     sigma_max: Annotated[float | None, typer.Option(help="Highest level [rms times the root of the frame].")] = None,
     score_weight: Annotated[float, typer.Option(help="Weight of denoising score matching in the loss.")] = 0.0,

@@ -54,7 +54,7 @@ class FlowSize:
 #: By name: ``talk`` is the seed's, for frames of 16,384; ``small`` is trained on one CPU thread in minutes.
 SIZES: dict[str, FlowSize] = {
     "tiny": FlowSize(squeeze=(4, 2), flows=(2, 2), layers=(2, 2), width=8, features=8),
-    "small": FlowSize(squeeze=(16, 2, 2, 2, 2), flows=(0, 0, 2, 2, 2), layers=(7, 6, 5, 4, 3), width=64, cosine=True),
+    "small": FlowSize((16, 1, 1, 2, 2, 2), flows=(0, 0, 0, 0, 2, 2), layers=(7, 7, 7, 6, 5, 4), width=64, cosine=True),
     "talk": FlowSize(squeeze=(2, 2, 2, 2), flows=(6, 6, 6, 6), layers=(10, 10, 10, 10), width=32),
 }
 
