@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.priors.wavenet import WaveNet
+from pyrosep.priors.wavenet import SpectralGate, WaveNet
 
 __all__ = ["ActNorm", "AffineCoupling", "Flip", "FlowTransform", "MultiScaleFlow", "Sequential", "Squeeze"]
 
@@ -173,6 +173,7 @@ class AffineCoupling(FlowTransform):
         kept: channels of :math:`a`.
         bound: of the logarithm of the scale.
         width, layers, features, kernel: of the WaveNet.
+        spectral: width of a :class:`SpectralGate` that cleans :math:`a` for the WaveNet, which sees both; 0 for none.
     """
 
     def __init__(
@@ -185,17 +186,25 @@ class AffineCoupling(FlowTransform):
         features: int = 0,
         kernel: int = 3,
         bound: float = 6.0,
+        spectral: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < kept < channels:
             raise ConfigurationError(f"a coupling must keep some channels and change some; got {kept} of {channels}")
         self.kept, self.bound = kept, bound
+        self.gate = SpectralGate(kept, width=spectral, features=features) if spectral else None
         self.wavenet = WaveNet(
-            kept, 2 * (channels - kept), width=width, layers=layers, features=features, kernel=kernel
+            kept * (2 if spectral else 1),
+            2 * (channels - kept),
+            width=width,
+            layers=layers,
+            features=features,
+            kernel=kernel,
         )
 
     def _shift_and_log_scale(self, a: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, raw = self.wavenet(a, features).to(a.dtype).chunk(2, 1)
+        seen = a if self.gate is None else torch.cat([a, self.gate(a, features)], 1)
+        shift, raw = self.wavenet(seen, features).to(a.dtype).chunk(2, 1)
         return shift, self.bound * torch.tanh(raw / self.bound)
 
     def encode(self, x: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -252,8 +261,8 @@ class MultiScaleFlow(FlowTransform):
         squeeze: the factor of each block; their product is :attr:`stride`, which must divide the frame.
         flows: couplings in a block beside the split prior, for each block or for all; even numbers, so that the halves
             are in their places.
-        layers: of the WaveNets, for each block or for all.
-        width, features, kernel, bound: of the couplings.
+        layers, width: of the WaveNets, for each block or for all.
+        features, kernel, bound, spectral: of the couplings.
         cosine: the first squeeze is a cosine transform.
 
     Shapes: frames and noise ``(n, time)``.
@@ -269,19 +278,23 @@ class MultiScaleFlow(FlowTransform):
         *,
         flows: int | Sequence[int],
         layers: int | Sequence[int],
-        width: int,
+        width: int | Sequence[int],
         features: int = 0,
         kernel: int = 3,
         bound: float = 6.0,
+        spectral: int = 0,
         cosine: bool = False,
     ) -> None:
         super().__init__()
-        depth = [layers] * len(squeeze) if isinstance(layers, int) else list(layers)
-        turns = [flows] * len(squeeze) if isinstance(flows, int) else list(flows)
-        if not squeeze or {len(depth), len(turns)} != {len(squeeze)} or min(turns) < 0 or any(n % 2 for n in turns):
+        depth, widths, turns = (
+            [numbers] * len(squeeze) if isinstance(numbers, int) else list(numbers)
+            for numbers in (layers, width, flows)
+        )
+        blocks = {len(depth), len(widths), len(turns)}
+        if not squeeze or blocks != {len(squeeze)} or min(turns) < 0 or any(n % 2 for n in turns):
             raise ConfigurationError(
-                "a flow needs at least one block, as many numbers of layers and of flows as blocks, even ones of "
-                f"flows; got squeeze={tuple(squeeze)}, layers={layers}, flows={flows}"
+                "a flow needs at least one block, as many numbers of layers, widths and flows as blocks, even ones "
+                f"of flows; got squeeze={tuple(squeeze)}, layers={layers}, width={width}, flows={flows}"
             )
         self.stride = math.prod(squeeze)
         channels = 1
@@ -295,11 +308,12 @@ class MultiScaleFlow(FlowTransform):
                 coupling = AffineCoupling(
                     channels,
                     channels // 2,
-                    width=width,
+                    width=widths[i],
                     layers=depth[i],
                     features=features,
                     kernel=kernel,
                     bound=bound,
+                    spectral=spectral,
                 )
                 parts += [ActNorm(channels), coupling, Flip()]
             self.blocks.append(Sequential(parts[:-1]))

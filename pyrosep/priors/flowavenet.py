@@ -29,21 +29,23 @@ class FlowSize:
         squeeze: the factor of each block; their product must divide the frame.
         flows: couplings in each block, beside the one that is its split prior; even numbers.
         layers: of the WaveNets, for each block.
-        width: channels within the WaveNets.
+        width: channels within the WaveNets, for each block.
         features: of the noise level.
         cosine: whether the first squeeze is a cosine transform of its samples.
         kernel: positions in a convolution.
         bound: of the logarithm of a coupling's scale.
+        spectral: width of the couplings' spectral gates; 0 for none.
     """
 
     squeeze: tuple[int, ...]
     flows: tuple[int, ...]
     layers: tuple[int, ...]
-    width: int
+    width: tuple[int, ...]
     features: int = 16
     cosine: bool = False
     kernel: int = 3
     bound: float = 6.0
+    spectral: int = 0
 
     @property
     def stride(self) -> int:
@@ -53,9 +55,16 @@ class FlowSize:
 
 #: By name: ``talk`` is the seed's, for frames of 16,384; ``small`` is trained on one CPU thread in minutes.
 SIZES: dict[str, FlowSize] = {
-    "tiny": FlowSize(squeeze=(4, 2), flows=(2, 2), layers=(2, 2), width=8, features=8),
-    "small": FlowSize((16, 1, 1, 2, 2, 2), flows=(0, 0, 0, 0, 2, 2), layers=(7, 7, 7, 6, 5, 4), width=64, cosine=True),
-    "talk": FlowSize(squeeze=(2, 2, 2, 2), flows=(6, 6, 6, 6), layers=(10, 10, 10, 10), width=32),
+    "tiny": FlowSize(squeeze=(4, 2), flows=(2, 2), layers=(2, 2), width=(8, 8), features=8),
+    "small": FlowSize(
+        squeeze=(16, 1, 1, 2, 2, 2, 2, 2),
+        flows=(0, 0, 0, 0, 2, 2, 2, 2),
+        layers=(7, 7, 7, 6, 5, 4, 3, 2),
+        width=(64, 64, 64, 64, 48, 48, 48, 48),
+        spectral=32,
+        cosine=True,
+    ),
+    "talk": FlowSize(squeeze=(2, 2, 2, 2), flows=(6, 6, 6, 6), layers=(10, 10, 10, 10), width=(32, 32, 32, 32)),
 }
 
 
@@ -88,6 +97,7 @@ class FloWaveNetwork(nn.Module):
             features=size.features,
             kernel=size.kernel,
             bound=size.bound,
+            spectral=size.spectral,
             cosine=size.cosine,
         )
 

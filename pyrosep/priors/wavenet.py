@@ -10,10 +10,12 @@ from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError
 
-__all__ = ["LevelEmbedding", "WaveNet"]
+__all__ = ["LevelEmbedding", "SpectralGate", "WaveNet"]
 
 #: The least level, relative to the source, that the embedding tells from a lower one: zero has no logarithm.
 _LEAST_LEVEL = 1e-5
+#: Below it the power of a frequency, of channels of variance 1, is not told from zero.
+_LEAST_POWER = 1e-6
 #: Waves per unit of the logarithm of the level. Few and slow, so that what depends on the level does so smoothly.
 _FREQUENCIES = (0.25, 0.5, 1.0)
 
@@ -111,3 +113,41 @@ class WaveNet(nn.Module):
         with torch.autocast(skips.device.type, enabled=False):
             skips = functional.silu(skips.to(self.last.weight.dtype))
             return self.last(skips)
+
+
+class SpectralGate(nn.Module):
+    r"""A Wiener filter that is learned and depends on what it filters: each frequency is let through by its power.
+
+    With :math:`X` the Fourier transform over the positions, padded to twice their number, the output is the inverse
+    transform of :math:`X_f \, \mathrm{sigmoid}(g_f)`, :math:`g` a small convolutional network, along the frequencies, of
+    :math:`\log |X|^2` of all channels. What is periodic stands out of white noise by as much as the frame is long, at
+    once, without having to be found by convolutions.
+
+    Arguments:
+        channels: in and out.
+        width: channels of the network.
+        features: of the level.
+
+    Shapes: ``(n, channels, position)`` and features ``(n or 1, features)`` to ``(n, channels, position)``.
+    """
+
+    def __init__(self, channels: int, *, width: int, features: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(channels, width, 5, padding=2)
+        self.second = nn.Conv1d(width, width, 5, padding=2)
+        self.last = nn.Conv1d(width, channels, 5, padding=2)
+        self.level = nn.Linear(features, 2 * width, bias=False) if features else None
+
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        positions = x.shape[-1]
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = torch.fft.rfft(x, n=2 * positions)
+            # Of white noise of variance 1 the mean power is 1.
+            power = torch.view_as_real(spectrum).square().sum(-1) / positions
+            h = (power + _LEAST_POWER).log() / 4
+        one, two = self.level(features).unsqueeze(-1).chunk(2, 1) if self.level is not None else (0.0, 0.0)
+        h = functional.silu(self.first(h) + one)
+        h = functional.silu(self.second(h) + two)
+        gate = self.last(h).sigmoid()
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.fft.irfft(spectrum * gate.to(x.dtype), n=2 * positions)[..., :positions]

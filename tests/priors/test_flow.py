@@ -9,7 +9,7 @@ from torch.distributions import TransformedDistribution
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.priors.flow import ActNorm, AffineCoupling, Flip, MultiScaleFlow, Sequential, Squeeze
-from pyrosep.priors.wavenet import LevelEmbedding, WaveNet
+from pyrosep.priors.wavenet import LevelEmbedding, SpectralGate, WaveNet
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -32,13 +32,17 @@ PIECES = {
     "flip": lambda: (Flip(), (3, 4)),
     "actnorm": lambda: (stirred(ActNorm(3)), (3, 4)),
     "coupling": lambda: (stirred(AffineCoupling(4, 2, width=3, layers=2, features=FEATURES)), (4, 5)),
+    "coupling with a gate": lambda: (
+        stirred(AffineCoupling(4, 2, width=3, layers=1, features=FEATURES, spectral=3)),
+        (4, 5),
+    ),
     "uneven coupling": lambda: (stirred(AffineCoupling(3, 2, width=3, layers=2, features=FEATURES)), (3, 5)),
     "sequence": lambda: (
         stirred(Sequential([Squeeze(2), ActNorm(4), AffineCoupling(4, 2, width=3, layers=1, features=FEATURES)])),
         (2, 6),
     ),
     "whole": lambda: (
-        stirred(MultiScaleFlow((4, 2), flows=2, layers=2, width=4, features=FEATURES, cosine=True)),
+        stirred(MultiScaleFlow((4, 2), flows=2, layers=2, width=(4, 3), features=FEATURES, spectral=2, cosine=True)),
         (16,),
     ),
     "whole, one channel at last": lambda: (
@@ -178,6 +182,30 @@ def test_wavenet_sees_as_far_as_its_dilations():
     (gradient,) = torch.autograd.grad(net(x)[0, 0, 20], x)
     seen = gradient[0, 0].nonzero().squeeze(-1)
     assert (int(seen.min()), int(seen.max())) == (20 - 7, 20 + 7)
+
+
+def test_an_open_spectral_gate_changes_nothing_and_a_closed_one_leaves_nothing():
+    gate, x = SpectralGate(2, width=3), torch.randn(3, 2, 9)
+    with torch.no_grad():
+        gate.last.bias.fill_(100.0)
+        torch.testing.assert_close(gate(x), x, **ROUNDING)
+        gate.last.bias.fill_(-100.0)
+        torch.testing.assert_close(gate(x), torch.zeros(3, 2, 9), **ROUNDING)
+
+
+def test_a_spectral_gate_can_clean_a_wave():
+    """A gate that opens where the power stands out of white noise takes most of the noise off a sine."""
+    gate = SpectralGate(1, width=1)
+    with torch.no_grad():
+        for layer, weight in ((gate.first, 4.0), (gate.second, 1.0), (gate.last, 8.0)):
+            layer.weight.zero_()
+            layer.weight[0, 0, 2] = weight
+            layer.bias.zero_()
+        gate.last.bias.fill_(-20.0)  # half open at a power of about e**2.7, in 64 positions of noise of variance 1
+    wave = 2 * torch.sin(torch.arange(64) * 0.61 + 0.4)
+    noisy = wave + torch.randn(200, 1, 64)
+    error = (gate(noisy) - wave).square().mean()
+    assert float(error.detach()) < 0.5
 
 
 def test_level_embedding_is_finite_at_zero_and_smooth():

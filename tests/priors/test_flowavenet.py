@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("double")
 
 # Double precision through a few dozen layers.
 ROUNDING = {"rtol": 1e-9, "atol": 1e-9}
-SMALLEST = FlowSize(squeeze=(2,), flows=(2,), layers=(1,), width=4, features=4)
+SMALLEST = FlowSize(squeeze=(2,), flows=(2,), layers=(1,), width=(4,), features=4)
 
 
 def flow(frame=32, size=SIZES["tiny"], scale=0.3, **arguments):
@@ -261,7 +261,7 @@ def test_frames_that_the_stride_does_not_divide():
 def test_the_seeds_size():
     """4 blocks of 6 flows, WaveNets of 10 layers and width 32 (`FloWaveNet` of the talk)."""
     size = SIZES["talk"]
-    assert (len(size.squeeze), size.flows, size.layers, size.width) == (4, (6,) * 4, (10,) * 4, 32)
+    assert (len(size.squeeze), size.flows, size.layers, size.width) == (4, (6,) * 4, (10,) * 4, (32,) * 4)
     assert 16_384 % size.stride == 0
     assert sum(parameter.numel() for parameter in FloWaveNetwork(size, torch.ones(9)).parameters()) > 1_000_000
 

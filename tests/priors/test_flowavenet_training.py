@@ -143,7 +143,7 @@ def test_toy_frames_are_the_waves_and_held_out_ones_are_not_drawn():
 
 def test_mistakes():
     frames = gaussian_frames()
-    with pytest.raises(ConfigurationError, match="multiple of 128 samples for this size; got 32"):
+    with pytest.raises(ConfigurationError, match="multiple of 512 samples for this size; got 32"):
         train_flowavenet(frames, SIZES["small"], quick(), quiet=True)
     with pytest.raises(ConfigurationError, match=r"must rise from above 0; got 2\.0 to 1"):
         train_flowavenet(frames, SIZES["tiny"], quick(), sigma_min=2.0, sigma_max=1.0, quiet=True)
