@@ -119,9 +119,9 @@ class SpectralGate(nn.Module):
     r"""A Wiener filter that is learned and depends on what it filters: each frequency is let through by its power.
 
     With :math:`X` the Fourier transform over the positions, padded to twice their number, the output is the inverse
-    transform of :math:`X_f \, \mathrm{sigmoid}(g_f)`, :math:`g` a small convolutional network, along the frequencies, of
-    :math:`\log |X|^2` of all channels. What is periodic stands out of white noise by as much as the frame is long, at
-    once, without having to be found by convolutions.
+    transform of :math:`X_f \, \mathrm{sigmoid}(g_f)`, :math:`g` a small convolutional network, along the frequencies,
+    of :math:`\log |X|^2` of all channels. What is periodic stands out of white noise by as much as the frame is long,
+    at once, without having to be found by convolutions.
 
     Arguments:
         channels: in and out.

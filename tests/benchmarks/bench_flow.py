@@ -41,6 +41,17 @@ def plain_wavenet(net: nn.Module, x: Tensor, features: Tensor) -> Tensor:
     return out + functional.linear(features, net.level_output.weight).unsqueeze(-1)
 
 
+def plain_gate(net: nn.Module, x: Tensor, features: Tensor) -> Tensor:
+    positions = x.shape[-1]
+    spectrum = torch.fft.rfft(x, n=2 * positions)
+    h = (torch.view_as_real(spectrum).square().sum(-1) / positions + 1e-6).log() / 4
+    one, two = functional.linear(features, net.level.weight).unsqueeze(-1).chunk(2, 1)
+    h = functional.silu(functional.conv1d(h, net.first.weight, net.first.bias, padding=2) + one)
+    h = functional.silu(functional.conv1d(h, net.second.weight, net.second.bias, padding=2) + two)
+    gate = functional.conv1d(h, net.last.weight, net.last.bias, padding=2).sigmoid()
+    return torch.fft.irfft(spectrum * gate, n=2 * positions)[..., :positions]
+
+
 def plain_flow(network: FloWaveNetwork, x: Tensor, sigma: Tensor) -> Tensor:
     """The log-density, as a script that knows nothing of transforms."""
     scale = (network.variance + sigma.square()).sqrt()
@@ -57,7 +68,8 @@ def plain_flow(network: FloWaveNetwork, x: Tensor, sigma: Tensor) -> Tensor:
             norm, coupling = rest[i], rest[i + 1]
             h = (h - norm.shift) * norm.log_scale.exp()
             a, b = h[:, :half], h[:, half:]
-            shift, raw = plain_wavenet(coupling.wavenet, a, features).chunk(2, 1)
+            seen = a if coupling.gate is None else torch.cat([a, plain_gate(coupling.gate, a, features)], 1)
+            shift, raw = plain_wavenet(coupling.wavenet, seen, features).chunk(2, 1)
             log_scale = coupling.bound * torch.tanh(raw / coupling.bound)
             h = torch.cat([a, (b - shift) * log_scale.exp()], 1)
             total = total + norm.log_scale.sum() * h.shape[-1] + log_scale.sum((1, 2))

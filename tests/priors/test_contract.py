@@ -30,7 +30,7 @@ def square(frame):
 
 def flow(frame):
     """A flow without training: white noise of the source's power, noised (other flows: test_flowavenet.py)."""
-    size = FlowSize(squeeze=(2,), flows=(2,), layers=(2,), width=(3,), features=4)
+    size = FlowSize(squeeze=(2,), flows=(0,), layers=(1,), width=(1,), features=1)
     prior = FloWaveNet(FloWaveNetwork(size, torch.full((4,), 0.8)), frame, sigma_min=0.02)
     prior.reverse_steps = 256  # of draw_clean, whose spread is then 2 per cent too small: below what the tests see
     return prior
