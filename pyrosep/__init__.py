@@ -12,7 +12,15 @@ from pyrosep.infer import (
     noise_ladder,
     noised,
 )
-from pyrosep.priors import GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum, load_priors, save_priors
+from pyrosep.priors import (
+    FloWaveNet,
+    GaussianPrior,
+    OscillatorPrior,
+    SourcePrior,
+    fit_spectrum,
+    load_priors,
+    save_priors,
+)
 from pyrosep.separate import Separation, Separator, Settings
 
 __version__ = "0.1.0"
@@ -21,6 +29,7 @@ __all__ = [
     "MALA",
     "SGLD",
     "AnnealedSGLD",
+    "FloWaveNet",
     "GaussianPosterior",
     "GaussianPrior",
     "LangevinMCMC",

@@ -775,3 +775,98 @@ def test_ctrl_c(song, model, tmp_path):
     assert process.returncode == 130
     assert stderr == "pyrosep: interrupted: what was finished is kept; run the same command again to go on\n"
     assert list((tmp_path / "out" / "tiny").iterdir()) == []
+
+
+# --- flows ---------------------------------------------------------------------------------------------------------
+
+#: Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
+lightning = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+FLOW = ("train-prior", "flowavenet", "--data", "toy", "--size", "tiny", "--frame", "64", "--batch", "4", "-d", "cpu")
+
+
+@lightning
+def test_train_flowavenet(tmp_path):
+    out = tmp_path / "flows"
+    arguments = (*FLOW, "-o", out, "--source", "saw", "--steps", "3", "--gains", "mean", "--json", tmp_path / "f.json")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"saw: steps 3, .*nats at 0\.36", result.stdout)
+    assert model_info(out).family == "flowavenet"
+    assert model_info(out).gains == "mean"
+    prior = load_priors(out)["saw"]
+    assert prior.time == 64
+    assert json.loads((tmp_path / "f.json").read_text())["saw"]["steps"] == 3
+    assert (out / "training" / "saw" / "checkpoint.pt").is_file()
+    again = run(*FLOW, "-o", out, "--source", "sine", "--steps", "2", "--quiet")
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert model_info(out).sources == ("saw", "sine")
+
+
+@lightning
+def test_train_flowavenet_resumes(tmp_path):
+    first = (*FLOW, "-o", tmp_path, "--source", "saw", "--steps", "3", "--quiet")
+    assert run(*first).exit_code == 0
+    before = load_priors(tmp_path)["saw"].network.state_dict()
+    assert run(*first).exit_code == 0  # nothing is left to do
+    after = load_priors(tmp_path)["saw"].network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    line = failed(*FLOW, "-o", tmp_path, "--source", "saw", "--steps", "4", "--quiet")
+    assert "other settings (steps 3, not 4)" in line
+    assert run(*FLOW, "-o", tmp_path, "--source", "saw", "--steps", "4", "--quiet", "--overwrite").exit_code == 0
+
+
+@lightning
+def test_train_flowavenet_by_the_seeds_schedule(tmp_path):
+    arguments = ("--source", "sine", "--steps", "4", "--schedule", "finetune", "--level", "0.05", "--level", "0.36")
+    assert run(*FLOW, "-o", tmp_path, *arguments, "--quiet").exit_code == 0
+    for level in ("0.05", "0.36"):
+        assert load_priors(tmp_path / f"sigma-{level}")["sine"].sigma_min == float(level)
+
+
+@lightning
+@pytest.mark.slow
+def test_train_flowavenet_side_by_side(tmp_path):
+    """Two processes, one a source, each with the weights that it would have alone."""
+    arguments = ("--source", "sine", "--source", "saw", "--steps", "2", "--quiet")
+    assert run(*FLOW, "-o", tmp_path / "one", *arguments).exit_code == 0
+    assert run(*FLOW, "-o", tmp_path / "two", *arguments, "--workers", "2").exit_code == 0
+    one, two = load_priors(tmp_path / "one"), load_priors(tmp_path / "two")
+    assert list(one) == list(two)
+    for name, prior in one.items():
+        for key, value in prior.network.state_dict().items():
+            assert torch.equal(value, two[name].network.state_dict()[key])
+
+
+@pytest.mark.slow
+def test_train_flowavenet_on_two_devices(tmp_path):
+    """Two processes on the CPU share each step."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "pyrosep",
+        *FLOW,
+        "-o",
+        tmp_path,
+        "--source",
+        "saw",
+        "--steps",
+        "3",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, command), "--devices", "2"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_priors(tmp_path)["saw"].sample().shape == (64,)
+
+
+def test_train_flowavenet_mistakes(tmp_path):
+    for arguments, said in (
+        (("--size", "huge"), "--size must be one of tiny, small, talk; got 'huge'"),
+        (("--schedule", "slow"), "--schedule must be continuous or finetune"),
+        (("--workers", "2", "--devices", "2"), "--workers takes one device a source"),
+        (("--precision", "8"), "precision must be one of"),
+    ):
+        assert said in failed(*FLOW, "-o", tmp_path, *arguments)

@@ -8,7 +8,7 @@ from pyrosep.cli.evaluating import evaluate
 from pyrosep.cli.experimenting import samplers_command
 from pyrosep.cli.inspecting import diagnose, models
 from pyrosep.cli.separating import demo, separate
-from pyrosep.cli.training import train_gaussian_command
+from pyrosep.cli.training import train_flowavenet_command, train_gaussian_command
 
 __all__ = ["app", "main"]
 
@@ -32,6 +32,7 @@ app.add_typer(train_app, name="train-prior")
 for command in (demo, separate, evaluate, models, diagnose):
     app.command()(command)
 experiment_app.command("samplers")(samplers_command)
+train_app.command("flowavenet")(train_flowavenet_command)
 train_app.command("gaussian")(train_gaussian_command)
 
 

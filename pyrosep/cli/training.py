@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ from pyrosep.cli.options import (
     reported,
     write_json,
 )
+from pyrosep.errors import ConfigurationError
 
 
 def train_gaussian_command(
@@ -58,3 +60,153 @@ def train_gaussian_command(
         write_json(json_file, reports)
         if not quiet:
             typer.echo(f"written to {out}")
+
+
+def train_flowavenet_command(
+    data: Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")],
+    out: Out,
+    sources: Sources = None,
+    sample_rate: Annotated[int | None, typer.Option(min=1, help="Hz [default: the recordings' own].")] = None,
+    frame: Annotated[int, typer.Option(min=2, help="Samples in a frame.")] = 2048,
+    size: Annotated[str, typer.Option(help="Of the network: tiny, small or talk.")] = "small",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")] = 6000,
+    batch: Annotated[int, typer.Option(min=1, help="Frames in a step, over all processes.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="The largest of the run.")] = 4e-3,
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "bf16-mixed",
+    sigma_min: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.01,
+    sigma_max: Annotated[float | None, typer.Option(help="Highest level [rms times the root of the frame].")] = None,
+    score_weight: Annotated[float, typer.Option(help="Weight of denoising score matching in the loss.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="continuous (all levels at once) or finetune (copies).")] = "continuous",
+    levels: Annotated[list[float] | None, typer.Option("--level", help="Of the copies; may be given again.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Sources trained side by side, a process each.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Devices for each source; on a CPU, processes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines for each source.")] = 1,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between held-out figures.")] = 500,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    gains: Annotated[str, typer.Option(help="How loud sources are in a mix: level, fit or mean.")] = "level",
+    summary: Annotated[str, typer.Option(help="One line for `pyrosep models`.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a checkpoint.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Train normalizing flows (FloWaveNet) on noised recordings and add them to the model in OUT."""
+    with reported():
+        from pyrosep.data.catalog import open_songs
+        from pyrosep.data.toy import WAVES
+        from pyrosep.priors import SIZES, save_priors
+        from pyrosep.trainer import TrainingSettings
+
+        if size not in SIZES:
+            raise ConfigurationError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
+        if schedule not in ("continuous", "finetune"):
+            raise ConfigurationError(f"--schedule must be continuous or finetune; got {schedule!r}")
+        if workers > 1 and devices * nodes > 1:
+            raise ConfigurationError("--workers takes one device a source; use either it or --devices and --nodes")
+        settings = TrainingSettings(
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            precision=precision,
+            validate_every=validate_every,
+            save_every=save_every,
+            seed=seed,
+            accelerator=chosen_device(device).partition(":")[0],
+            devices=devices,
+            nodes=nodes,
+        )
+        names = tuple(sources or WAVES) if data == "toy" else open_songs(data, subset="train", sources=sources)[1]
+        jobs = [
+            {
+                "data": data,
+                "source": name,
+                "sample_rate": sample_rate,
+                "frame": frame,
+                "size": size,
+                "settings": settings,
+                "sigma_min": sigma_min,
+                "sigma_max": sigma_max,
+                "score_weight": score_weight,
+                "levels": None if schedule == "continuous" else tuple(levels or ()),
+                "folder": Path(out) / "training" / name,
+                "resume": not overwrite,
+                "quiet": quiet,
+            }
+            for name in names
+        ]
+        reports = {}
+        for name, (priors, report, lead) in zip(names, _trained(jobs, workers), strict=True):
+            reports[name] = report
+            if not lead:
+                continue
+            for folder, prior in priors.items():
+                own = report if schedule == "continuous" else report[folder]
+                place = Path(out) if schedule == "continuous" else Path(out) / folder
+                save_priors(place, {name: prior}, gains=gains, summary=summary, provenance={name: own})
+            if not quiet:
+                typer.echo(f"{name}: {', '.join(f'{key} {value}' for key, value in report.items())}")
+        write_json(json_file, reports)
+        if not quiet:
+            typer.echo(f"written to {out}")
+
+
+def _trained(jobs: list[dict[str, Any]], workers: int) -> Any:
+    """The jobs' results in their order, each as soon as it and those before it are done."""
+    if workers == 1:
+        fabric = None
+        for job in jobs:
+            fabric = fabric or _launched(job["settings"])
+            yield _train_one(job, fabric)
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # A process that has used torch's threads can't be forked.
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_train_one, jobs)
+
+
+def _launched(settings: Any) -> Any:
+    from pyrosep.trainer import launch
+
+    return launch(settings)
+
+
+def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Priors by the folder below OUT that they go to, figures, and whether this process is the one that writes."""
+    from pyrosep.data.catalog import open_songs
+    from pyrosep.priors import SIZES
+    from pyrosep.priors.flowavenet_training import (
+        LEVELS,
+        finetune_flowavenet,
+        song_frames,
+        toy_frames,
+        train_flowavenet,
+    )
+
+    settings, name, frame = job["settings"], job["source"], job["frame"]
+    chosen_device(settings.accelerator)  # and the number of threads
+    fabric = fabric or _launched(settings)
+    if job["data"] == "toy":
+        frames = toy_frames(name, frame, seed=settings.seed)
+    else:
+        songs, _ = open_songs(job["data"], subset="train", sources=[name])
+        frames = song_frames(songs, name, frame, sample_rate=job["sample_rate"], seed=settings.seed)
+    common = {key: job[key] for key in ("score_weight", "folder", "resume", "quiet")} | {
+        "label": name,
+        "fabric": fabric,
+    }
+    if job["levels"] is None:
+        prior, report = train_flowavenet(
+            frames, SIZES[job["size"]], settings, sigma_min=job["sigma_min"], sigma_max=job["sigma_max"], **common
+        )
+        return {"": prior}, report, fabric.is_global_zero
+    levels = job["levels"] or tuple(level for level in LEVELS if level <= 0.36)
+    copies, reports = finetune_flowavenet(frames, SIZES[job["size"]], settings, levels=levels, name=name, **common)
+    places = {level: f"sigma-{level:g}" for level in copies}
+    return (
+        {places[level]: prior for level, prior in copies.items()},
+        {places[level]: reports.get(level, {}) for level in copies},
+        fabric.is_global_zero,
+    )

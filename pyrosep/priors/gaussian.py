@@ -67,7 +67,7 @@ class GaussianPrior(SourcePrior):
         self._at_frame(frame)
 
     def _at_frame(self, time: int) -> None:
-        self._spectrum = _interpolate(self.grid, time // 2 + 1)
+        self._spectrum = interpolate_spectrum(self.grid, time // 2 + 1)
 
     @property
     def spectrum(self) -> Tensor:
@@ -129,7 +129,7 @@ class GaussianPrior(SourcePrior):
         return torch.fft.irfft(torch.fft.rfft(value) * response, n=self.time)
 
 
-def _interpolate(spectrum: Tensor, bins: int) -> Tensor:
+def interpolate_spectrum(spectrum: Tensor, bins: int) -> Tensor:
     """A spectrum on another even grid from 0 to half the sample rate, linear in the logarithm."""
     if len(spectrum) == bins:
         return spectrum

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrosep.checkpoint import load_weights, save_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
 from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior
 from pyrosep.priors.oscillator import OscillatorPrior
 
@@ -80,9 +81,27 @@ def _oscillator(source: Config, tensors: dict[str, Tensor], frame: int, sample_r
     )
 
 
+def _flowavenet_weights(prior: FloWaveNet) -> tuple[Config, dict[str, Tensor]]:
+    size = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in asdict(prior.network.size).items()
+    }
+    return {"sigma_min": prior.sigma_min, "size": size}, dict(prior.network.state_dict())
+
+
+def _flowavenet(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
+    size: Config = {key: tuple(value) if isinstance(value, list) else value for key, value in source["size"].items()}
+    network = FloWaveNetwork(FlowSize(**size), tensors["spectrum"]).to(tensors["spectrum"].dtype)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:  # which lists every tensor on a line of its own
+        raise CheckpointError(f"the weights are not those of the size in config.json: {error}") from error
+    return FloWaveNet(network, frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
+
+
 #: Family name: its class, what of a prior goes to disk, and a prior from that.
 _FAMILIES: dict[str, tuple[type[SourcePrior], Callable[[Any], Any], Callable[..., SourcePrior]]] = {
     "gaussian": (GaussianPrior, _gaussian_weights, _gaussian),
+    "flowavenet": (FloWaveNet, _flowavenet_weights, _flowavenet),
     "oscillator": (OscillatorPrior, _oscillator_weights, _oscillator),
 }
 

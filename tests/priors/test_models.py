@@ -142,7 +142,7 @@ def test_every_shipped_model_loads():
     models = shipped_models()
     assert "toy" in [info.name for info in models]
     for info in models:
-        priors = load_priors(info.name, frame=256)
+        priors = load_priors(info.name, frame=512)
         assert tuple(priors) == info.sources
         assert info.summary
         for prior in priors.values():
