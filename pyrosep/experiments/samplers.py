@@ -255,17 +255,16 @@ def _draw(table: pandas.DataFrame, path: Path, title: str) -> None:
                 errors = np.stack([own.share - own.low, own.high - own.share]).clip(min=0)
                 axis.bar(left, own.share, 0.8 / len(arms), yerr=errors, label=arm, error_kw={"linewidth": 0.7})
             usual = part[part.sampler == DEFAULTS].iloc[0]
-            axis.axhline(
-                usual.share, color="black", linestyle="--", linewidth=1, label=f"{DEFAULTS}, {usual.calls:.0f} calls"
-            )
+            axis.axhline(usual.share, color="black", linestyle="--", linewidth=1, label=DEFAULTS)
             axis.fill_between([-0.5, len(budgets) - 0.5], usual.low, usual.high, color="black", alpha=0.07)
             axis.set_xticks(range(len(budgets)), budgets)
             axis.set_title(f"{number} sources, {'one chain' if which == 'one' else 'best chain'}, > {threshold:.0f} dB")
             axis.set_xlabel("calls a source and chain, at most")
         row[0].set_ylabel("share of sources")
-    axes[0, 0].legend(fontsize=7)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9)
     figure.suptitle(title)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     beside = path.with_name(f".{path.name}")
     figure.savefig(beside, dpi=90, format="png")
     beside.replace(path)
