@@ -53,7 +53,7 @@ class FlowSize:
         return math.prod(self.squeeze)
 
 
-#: By name: ``talk`` is the seed's, for frames of 16,384; ``small`` is trained on one CPU thread in minutes.
+#: By name: ``talk`` is for frames of 16,384; ``small`` is trained on one CPU thread in minutes.
 SIZES: dict[str, FlowSize] = {
     "tiny": FlowSize(squeeze=(4, 2), flows=(2, 2), layers=(2, 2), width=(8, 8), features=8),
     "small": FlowSize(

@@ -1,4 +1,4 @@
-"""Training a FloWaveNet on noised frames of one source: all levels at once, or the seed's chain of copies."""
+"""Training a FloWaveNet on noised frames of one source: all levels at once, or as a chain of fine-tuned copies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyrosep.trainer import Trainer, TrainingResult, TrainingSettings
 
 __all__ = ["LEVELS", "Frames", "finetune_flowavenet", "song_frames", "toy_frames", "train_flowavenet"]
 
-#: Noise levels at which held-out frames are judged; those of the seed's figures among them.
+#: Noise levels at which held-out frames are judged; those of published figures among them.
 LEVELS = (0.01, 0.03, 0.1, 0.36, 1.0, 3.0)
 #: Frames from which the mean spectrum and the first scales of the flow are found.
 _FIRST = 256
@@ -150,7 +150,7 @@ def finetune_flowavenet(
     quiet: bool = False,
     fabric: Any = None,
 ) -> tuple[dict[float, SourcePrior], dict[float, dict[str, Any]]]:
-    r"""The seed's way: train at the lowest level for half of the steps, then fine-tune a copy for each level above.
+    r"""A chain of copies: train at the lowest level for half of the steps, then fine-tune a copy for each level above.
 
     Each copy starts where the one before it ended, and is good at its own level alone, which is its ``sigma_min``. It
     is kept as a model in ``folder/sigma-LEVEL``.
