@@ -28,6 +28,7 @@ from pyrosep.infer import (
 )
 from pyrosep.infer.ladder import check_ladder
 from pyrosep.priors import GaussianPrior, SourcePrior
+from pyrosep.priors.base import full_sum
 from pyrosep.windows import cross_fade, windows_of
 
 __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
@@ -269,8 +270,7 @@ class Separator:
         if kind == "fit":
             # Far below the loudest band there is nothing but quantisation noise to fit.
             return fit_gains(stacked, power.clamp(min=power.max() * 1e-8))
-        # All bins but those at 0 Hz and half the sample rate stand for two.
-        whole = stacked.sum() + stacked[:, 1 : (self.frame + 1) // 2].sum()
+        whole = full_sum(stacked.sum(0), self.frame)
         return torch.full((count,), level / math.sqrt(whole.item() / self.frame))
 
     # --- second pass ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pyrosep.cli.options import Device, Json, Out, Quiet, Seed, chosen_device, progress_bar, reported, write_json
+from pyrosep.cli.options import Device, Json, Out, Quiet, Seed, chosen_device, reported, track_progress, write_json
 from pyrosep.errors import ConfigurationError
 
 
@@ -34,12 +34,8 @@ def samplers_command(
         from pyrosep.experiments.samplers import samplers as study
 
         chosen_device(device)  # the study runs on the CPU everywhere: its exact prior is in double precision
-        with progress_bar(1, "samplers", quiet) as bar:
-
-            def update(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        bar, update = track_progress("samplers", quiet)
+        with bar:
             table = study(
                 out,
                 sources=_numbers(sources, "--sources"),

@@ -141,7 +141,7 @@ def progress_bar(total: int, label: str, quiet: bool) -> Any:
 
 
 def track_progress(label: str, quiet: bool) -> tuple[Any, Any]:
-    """A bar over a track's samples, and the function that moves it."""
+    """A bar whose total is known on the way, and the function that moves it: of what is done, and all there is."""
     bar = progress_bar(1, label, quiet)
 
     def update(done: int, total: int) -> None:

@@ -169,7 +169,10 @@ class AnnealedSGLD(MALA):
                     search.attempt(tolerance, partial(search.descend, chains, short, order[:, : self.block]))
                 progress(len(ladder) + number + 1, total)
         self.search_calls = search.calls
-        self._sweeper = search.redraws if isinstance(search, SweepSearch) and search.fixed else None
+        self._sweeper = None
+        if isinstance(search, SweepSearch) and search.fixed:
+            exact = all(prior.exact_draws for prior in search.redraws.priors)
+            self._sweeper = search.redraws if exact else None
         progress(total, total)
         return search.z
 
@@ -197,8 +200,7 @@ class AnnealedSGLD(MALA):
 
     def transition(self, state: LangevinState) -> LangevinState:
         state = super().transition(state)
-        exact = self._sweeper is not None and all(prior.exact_draws for prior in self._sweeper.priors)
-        if not exact or not self.sweep_every or (self.num_steps + 1) % self.sweep_every:
+        if self._sweeper is None or not self.sweep_every or (self.num_steps + 1) % self.sweep_every:
             return state
         return self.evaluate(self._swept(state.z))
 

@@ -18,6 +18,7 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.infer.potential import Values
 from pyrosep.infer.response import Responses, base_distribution, has_location, measure_responses
 from pyrosep.priors import SourcePrior
+from pyrosep.priors.base import full_sum
 
 __all__ = ["COUPLINGS", "Noised", "StationaryNormal", "noised"]
 
@@ -332,6 +333,4 @@ class StationaryNormal(dist.TorchDistribution):
             white = torch.linalg.solve_triangular(root, bins.mT.unsqueeze(-1), upper=False).squeeze(-1)
             determinant = 2 * root.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
             terms = determinant + white.abs().square().sum(-1) / time
-        inner = slice(1, (time + 1) // 2)
-        both = terms.sum(-1) + terms[..., inner].sum(-1)
-        return -0.5 * (both + self.event_shape.numel() * math.log(2 * math.pi))
+        return -0.5 * (full_sum(terms, time) + self.event_shape.numel() * math.log(2 * math.pi))

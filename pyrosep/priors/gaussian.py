@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
-from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.base import SourcePrior, full_sum
 
 __all__ = ["GaussianPrior", "fit_spectrum"]
 
@@ -91,7 +91,7 @@ class GaussianPrior(SourcePrior):
     def _log_prob(self, value: Tensor) -> Tensor:
         variance = self.variance(value)
         power = torch.view_as_real(torch.fft.rfft(value)).square().sum(-1)
-        return self._constant(variance) - 0.5 / self.time * self._full_sum(power / variance)
+        return self._constant(variance) - 0.5 / self.time * full_sum(power / variance, self.time)
 
     def _log_prob_and_score(self, value: Tensor) -> tuple[Tensor, Tensor]:
         variance = self.variance(value)
@@ -99,12 +99,7 @@ class GaussianPrior(SourcePrior):
         return self._constant(variance) + 0.5 * torch.linalg.vecdot(value, score), score
 
     def _constant(self, variance: Tensor) -> Tensor:
-        return -0.5 * (self._full_sum(variance.log()) + self.time * math.log(2 * math.pi))
-
-    def _full_sum(self, bins: Tensor) -> Tensor:
-        """Sum over all DFT bins of what is given on the non-negative frequencies."""
-        inner = slice(1, (self.time + 1) // 2)
-        return bins.sum(-1) + bins[..., inner].sum(-1)
+        return -0.5 * (full_sum(variance.log(), self.time) + self.time * math.log(2 * math.pi))
 
     def score(self, value: Tensor) -> Tensor:
         self._check_time(value)
