@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
+from pyrosep.muon import Muon, is_matrix
 
 __all__ = ["SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings"]
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed")
+OPTIMIZERS = ("adamw", "muon")
+#: Beside Muon, what is not a matrix is trained by AdamW, at this part of the learning rate.
+_BESIDE_MUON = 0.15
 CHECKPOINT = "checkpoint.pt"
 #: Steps in a row whose gradient is not finite, after which training has failed.
 _PATIENCE = 25
@@ -43,9 +47,11 @@ class TrainingSettings:
         steps: of the optimizer.
         batch: items in a step, over all processes together.
         learning_rate: the largest of the run.
+        optimizer: ``"adamw"`` (Loshchilov and Hutter, 2019), or ``"muon"`` for matrices
+            (:class:`~pyrosep.muon.Muon`) with AdamW for all else, at 0.15 of the learning rate.
         schedule: of the learning rate after the warm-up: ``"cosine"`` down to a fiftieth, or ``"constant"``.
         warmup: steps over which it rises from zero.
-        weight_decay: decoupled (Loshchilov and Hutter, 2019).
+        weight_decay: decoupled.
         clip: the largest norm of the gradient.
         ema: decay of the average of the weights; the first steps average over fewer.
         precision: ``"32-true"`` or ``"bf16-mixed"``, torch's autocast.
@@ -59,6 +65,7 @@ class TrainingSettings:
     steps: int = 5000
     batch: int = 16
     learning_rate: float = 2e-3
+    optimizer: str = "adamw"
     schedule: str = "cosine"
     warmup: int = 100
     weight_decay: float = 0.0
@@ -85,6 +92,8 @@ class TrainingSettings:
             )
         if self.schedule not in SCHEDULES:
             raise ConfigurationError(f"schedule must be one of {SCHEDULES}; got {self.schedule!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigurationError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}")
         if self.precision not in PRECISIONS:
             raise ConfigurationError(f"precision must be one of {PRECISIONS}; got {self.precision!r}")
         if self.batch % (self.devices * self.nodes):
@@ -178,35 +187,32 @@ class Trainer:
         settings, fabric = self.settings, self.fabric
         began, stop = time.perf_counter(), min(settings.steps, until or settings.steps)
         network = fabric.to_device(network.train().requires_grad_(True))
-        optimizer = torch.optim.AdamW(
-            network.parameters(),
-            settings.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        optimizers = _optimizers(network, settings)
         average = {name: value.detach().clone() for name, value in network.named_parameters()}
         result = TrainingResult(network, 0)
         if resume and self.folder is not None and (self.folder / CHECKPOINT).is_file():
-            self._load(network, optimizer, average, result)
+            self._load(network, optimizers, average, result)
         # Not by Fabric's own mixed precision, which rounds the inputs too: noise at the lowest level would be lost.
         mixed = settings.precision == "bf16-mixed"
-        module, optimizer = fabric.setup(_Autocast(network) if mixed else network, optimizer)
+        module, *optimizers = fabric.setup(_Autocast(network) if mixed else network, *optimizers)
         lead, bad = fabric.is_global_zero, 0
         writer = self._writer(result.step) if lead else None
         with _bar(settings.steps, result.step, self.label, self.quiet or not lead) as bar, _own_randomness():
             for step in range(result.step, stop):
                 torch.manual_seed(_seed(settings.seed, step, fabric.global_rank))
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.rate(step)
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["initial_lr"] * settings.rate(step) / settings.learning_rate
                 value = loss(module, fabric.to_device(draw(settings.batch // fabric.world_size)))
-                optimizer.zero_grad()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
                 fabric.backward(value)
                 norm = fabric.clip_gradients(
-                    module, optimizer, max_norm=settings.clip, norm_type=2.0, error_if_nonfinite=False
+                    module, optimizers[0], max_norm=settings.clip, norm_type=2.0, error_if_nonfinite=False
                 )
                 if bool(torch.isfinite(norm)):  # the same on all processes: gradients are averaged by now
-                    optimizer.step()
+                    for optimizer in optimizers:
+                        optimizer.step()
                     bad = 0
                 else:
                     result.skipped, bad = result.skipped + 1, bad + 1
@@ -227,7 +233,7 @@ class Trainer:
                 if lead and validate is not None and (result.step % settings.validate_every == 0 or last):
                     self._validated(network, average, validate, result, writer)
                 if lead and (result.step % settings.save_every == 0 or last):
-                    self._save(network, optimizer, average, result)
+                    self._save(network, optimizers, average, result)
         if writer is not None:
             writer.close()
         fabric.barrier()
@@ -255,7 +261,9 @@ class Trainer:
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
-    def _save(self, network: nn.Module, optimizer: Any, average: dict[str, Tensor], result: TrainingResult) -> None:
+    def _save(
+        self, network: nn.Module, optimizers: list[Any], average: dict[str, Tensor], result: TrainingResult
+    ) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +271,7 @@ class Trainer:
             "settings": asdict(self.settings),
             "network": network.state_dict(),
             "average": average,
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": result.step,
             "history": result.history,
             "skipped": result.skipped,
@@ -273,7 +281,11 @@ class Trainer:
         beside.replace(self.folder / CHECKPOINT)
 
     def _load(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], result: TrainingResult
+        self,
+        network: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        average: dict[str, Tensor],
+        result: TrainingResult,
     ) -> None:
         assert self.folder is not None
         path = self.folder / CHECKPOINT
@@ -284,7 +296,8 @@ class Trainer:
                     f"{path} is of other settings ({differing}); train with those, or without it into another folder"
                 )
             network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
+            for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(own)
             for name, value in average.items():
                 value.copy_(state["average"][name])
             result.step, result.history, result.skipped = state["step"], state["history"], state["skipped"]
@@ -308,6 +321,23 @@ def launch(settings: TrainingSettings) -> Any:
     )
     fabric.launch()
     return fabric
+
+
+def _optimizers(network: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
+    """Each parameter in one of them; their groups keep the rate that is theirs at the schedule's height."""
+    parameters, rate, decay = list(network.parameters()), settings.learning_rate, settings.weight_decay
+    matrices = [one for one in parameters if settings.optimizer == "muon" and is_matrix(one)]
+    others = [one for one in parameters if settings.optimizer != "muon" or not is_matrix(one)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, rate, weight_decay=decay))
+        rate = _BESIDE_MUON * rate
+    if others:
+        optimizers.append(torch.optim.AdamW(others, rate, betas=(0.9, 0.99), weight_decay=decay, fused=True))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
 
 
 class _Autocast(nn.Module):

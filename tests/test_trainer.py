@@ -193,6 +193,7 @@ def test_logs_for_tensorboard(tmp_path):
         {"ema": 1.0},
         {"schedule": "steps"},
         {"precision": "8-bit"},
+        {"optimizer": "sgd"},
         {"batch": 3, "devices": 2},
     ],
 )

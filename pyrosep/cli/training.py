@@ -71,11 +71,16 @@ def train_flowavenet_command(
     size: Annotated[str, typer.Option(help="Of the network: tiny, small or talk.")] = "small",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")] = 6000,
     batch: Annotated[int, typer.Option(min=1, help="Frames in a step, over all processes.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="The largest of the run.")] = 4e-3,
+    learning_rate: Annotated[float, typer.Option(help="The largest of the run.")] = 0.02,
+    optimizer: Annotated[str, typer.Option(help="muon or adamw (which wants a fifth of the rate).")] = "muon",
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "bf16-mixed",
     sigma_min: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.01,
     sigma_max: Annotated[float | None, typer.Option(help="Highest level [rms times the root of the frame].")] = None,
     score_weight: Annotated[float, typer.Option(help="Weight of denoising score matching in the loss.")] = 0.0,
+    contrast: Annotated[
+        float, typer.Option(help="Weight of telling the source from constants, silence and other sources.")
+    ] = 0.0,
+    start: Annotated[str | None, typer.Option(help="A model whose priors to start from [random weights].")] = None,
     schedule: Annotated[str, typer.Option(help="continuous (all levels at once) or finetune (copies).")] = "continuous",
     levels: Annotated[list[float] | None, typer.Option("--level", help="Of the copies; may be given again.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Sources trained side by side, a process each.")] = 1,
@@ -102,12 +107,15 @@ def train_flowavenet_command(
             raise ConfigurationError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
         if schedule not in ("continuous", "finetune"):
             raise ConfigurationError(f"--schedule must be continuous or finetune; got {schedule!r}")
+        if schedule == "finetune" and (contrast or start):
+            raise ConfigurationError("--contrast and --start go with --schedule continuous")
         if workers > 1 and devices * nodes > 1:
             raise ConfigurationError("--workers takes one device a source; use either it or --devices and --nodes")
         settings = TrainingSettings(
             steps=steps,
             batch=batch,
             learning_rate=learning_rate,
+            optimizer=optimizer,
             precision=precision,
             validate_every=validate_every,
             save_every=save_every,
@@ -128,6 +136,8 @@ def train_flowavenet_command(
                 "sigma_min": sigma_min,
                 "sigma_max": sigma_max,
                 "score_weight": score_weight,
+                "contrast": contrast,
+                "start": start,
                 "levels": None if schedule == "continuous" else tuple(levels or ()),
                 "folder": Path(out) / "training" / name,
                 "resume": not overwrite,
@@ -176,7 +186,7 @@ def _launched(settings: Any) -> Any:
 def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Priors by the folder below OUT that they go to, figures, and whether this process is the one that writes."""
     from pyrosep.data.catalog import open_songs
-    from pyrosep.priors import SIZES
+    from pyrosep.priors import SIZES, FloWaveNet, load_priors
     from pyrosep.priors.flowavenet_training import (
         LEVELS,
         finetune_flowavenet,
@@ -191,15 +201,35 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
     if job["data"] == "toy":
         frames = toy_frames(name, frame, seed=settings.seed)
     else:
-        songs, _ = open_songs(job["data"], subset="train", sources=[name])
-        frames = song_frames(songs, name, frame, sample_rate=job["sample_rate"], seed=settings.seed)
+        songs, there = open_songs(job["data"], subset="train", sources=None if job["contrast"] else [name])
+        others = tuple(other for other in there if other != name)
+        frames = song_frames(
+            songs,
+            name,
+            frame,
+            sample_rate=job["sample_rate"],
+            others=others if job["contrast"] else (),
+            seed=settings.seed,
+        )
     common = {key: job[key] for key in ("score_weight", "folder", "resume", "quiet")} | {
         "label": name,
         "fabric": fabric,
     }
     if job["levels"] is None:
+        begun = None
+        if job["start"] is not None:
+            begun = load_priors(job["start"], frame=frame, sources=[name])[name]
+            if not isinstance(begun, FloWaveNet):
+                raise ConfigurationError(f"--start must be a model of flows; {job['start']} has a {begun}")
         prior, report = train_flowavenet(
-            frames, SIZES[job["size"]], settings, sigma_min=job["sigma_min"], sigma_max=job["sigma_max"], **common
+            frames,
+            SIZES[job["size"]] if begun is None else begun.network.size,
+            settings,
+            sigma_min=job["sigma_min"],
+            sigma_max=job["sigma_max"],
+            contrast=job["contrast"],
+            start=begun,
+            **common,
         )
         return {"": prior}, report, fabric.is_global_zero
     levels = job["levels"] or tuple(level for level in LEVELS if level <= 0.36)

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyrosep.data import RandomCrops, Song
+from pyrosep.data.toy import WAVES
 from pyrosep.errors import ConfigurationError
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
@@ -39,12 +41,14 @@ class Frames:
         held_out: frames to judge by, ``(n, time)``, none of which :attr:`draw` gives.
         sample_rate: Hz.
         exact: the source's exact prior where it is known; what is held out is then judged beside it.
+        draw_others: so many random frames of other sources, for a contrastive term alone.
     """
 
     draw: Callable[[int], Tensor]
     held_out: Tensor
     sample_rate: int
     exact: SourcePrior | None = None
+    draw_others: Callable[[int], Tensor] | None = None
 
     @property
     def time(self) -> int:
@@ -58,7 +62,15 @@ def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> F
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2**32)
         kept = exact.sample_clean((held_out,)).float()
-    return Frames(lambda count: exact.sample_clean((count,)).float(), kept, int(exact.sample_rate or 0), exact)
+    others = [OscillatorPrior(other, frame) for other in WAVES if other != wave]
+
+    def draw_others(count: int) -> Tensor:
+        """As many of each, or one more of some."""
+        return torch.cat([others[i % len(others)].sample_clean((1,)).float() for i in range(count)])
+
+    return Frames(
+        lambda count: exact.sample_clean((count,)).float(), kept, int(exact.sample_rate or 0), exact, draw_others
+    )
 
 
 def song_frames(
@@ -67,10 +79,13 @@ def song_frames(
     frame: int,
     *,
     sample_rate: int | None = None,
+    others: Sequence[str] = (),
     held_out: int = 64,
     seed: int = 0,
 ) -> Frames:
     """Random crops of a source's recordings; of ten songs and more every tenth is held out, else other crops of all.
+
+    Of ``others``, sources of the same songs, crops are drawn for a contrastive term alone.
 
     Raises:
         DataError: see :class:`~pyrosep.data.RandomCrops`.
@@ -84,7 +99,18 @@ def song_frames(
     def draw(count: int) -> Tensor:
         return torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
 
-    return Frames(draw, torch.stack([kept[i] for i in range(held_out)]), crops.sample_rate)
+    apart_from = [RandomCrops(train, other, frame, crops.sample_rate, size=2**32, seed=seed + 2) for other in others]
+
+    def draw_others(count: int) -> Tensor:
+        indices = torch.randint(2**32, (count,)).tolist()
+        return torch.stack([apart_from[i % len(apart_from)][index] for i, index in enumerate(indices)])
+
+    return Frames(
+        draw,
+        torch.stack([kept[i] for i in range(held_out)]),
+        crops.sample_rate,
+        draw_others=draw_others if apart_from else None,
+    )
 
 
 def train_flowavenet(
@@ -95,6 +121,8 @@ def train_flowavenet(
     sigma_min: float = 0.01,
     sigma_max: float | None = None,
     score_weight: float = 0.0,
+    contrast: float = 0.0,
+    start: FloWaveNet | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     until: int | None = None,
@@ -108,13 +136,20 @@ def train_flowavenet(
     :math:`w` the loss has the term :math:`w \, \|\sigma \nabla_x \log p_\sigma(x) + \epsilon\|^2 / T`, denoising score
     matching (Vincent, 2011), which costs a second derivative.
 
+    With ``contrast`` :math:`c` it has the term :math:`c \log(1 + p_\sigma(y) / p_\sigma(x)) / T`, the cross-entropy of
+    telling the source's frame from a stranger :math:`y` of the same level: a constant, silence, or another source's
+    frame (a hybrid of the generative and the discriminative, Bouchard and Triggs, 2004). What comes of it is still a
+    density, normalised as every flow is, but no longer the most likely one of the recordings, nor learned from the
+    source alone: strangers lose density, and what the loss pays for that is taken from the fit.
+
     Arguments:
         frames: of the source.
         size: of the flow.
         settings: of the training.
         sigma_min: lowest level.
         sigma_max: highest level; the source's root mean square times the square root of the frame by default.
-        score_weight: of the term above.
+        score_weight, contrast: of the terms above.
+        start: a trained prior to start from, of this size; its weights are copied.
         folder, resume, until, label, quiet, fabric: see :class:`~pyrosep.trainer.Trainer`.
 
     Returns:
@@ -122,18 +157,23 @@ def train_flowavenet(
         the exact prior's where there is one.
 
     Raises:
-        ConfigurationError: levels out of order, or frames that the flow's stride does not divide.
+        ConfigurationError: levels out of order, frames that the flow's stride does not divide, or a start of another
+            size.
     """
-    network, top = _fresh(frames, size, settings, sigma_min, sigma_max)
+    network, top = _fresh(frames, size, settings, sigma_min, sigma_max, start)
 
-    def draw(count: int) -> tuple[Tensor, Tensor, Tensor]:
-        return _noised(frames.draw(count), sigma_min * (top / sigma_min) ** torch.rand(count))
+    def draw(count: int) -> tuple[Tensor, ...]:
+        sigma = sigma_min * (top / sigma_min) ** torch.rand(count)
+        own = _noised(frames.draw(count), sigma)
+        return (*own, _noised(_strangers(frames, count), sigma)[0]) if contrast else own
 
     trainer = Trainer(settings, folder=folder, label=label, quiet=quiet, fabric=fabric)
     held_out = _HeldOut(frames, [level for level in LEVELS if sigma_min <= level <= top], settings.seed)
-    result = trainer.fit(network, _Loss(score_weight), draw, validate=held_out, resume=resume, until=until)
+    loss = _Loss(score_weight, contrast)
+    result = trainer.fit(network, loss, draw, validate=held_out, resume=resume, until=until)
     prior = FloWaveNet(network.cpu(), frames.time, sigma_min=sigma_min, sample_rate=frames.sample_rate)
-    return prior, _report(result, network) | {"sigma_max": round(top, 3)}
+    terms = {"score_weight": score_weight, "contrast": contrast}
+    return prior, _report(result, network) | {"sigma_max": round(top, 3)} | {k: v for k, v in terms.items() if v}
 
 
 def finetune_flowavenet(
@@ -194,9 +234,16 @@ def finetune_flowavenet(
 
 
 def _fresh(
-    frames: Frames, size: FlowSize, settings: TrainingSettings, sigma_min: float, sigma_max: float | None
+    frames: Frames,
+    size: FlowSize,
+    settings: TrainingSettings,
+    sigma_min: float,
+    sigma_max: float | None,
+    start: FloWaveNet | None = None,
 ) -> tuple[FloWaveNetwork, float]:
-    """A network with random weights, its first scales set, and the highest level."""
+    """A network to train, its first scales set, or a copy of the start's; and the highest level."""
+    if start is not None and start.network.size != size:
+        raise ConfigurationError(f"the prior to start from must be of this size; got {start.network.size}, not {size}")
     if frames.time % size.stride:
         raise ConfigurationError(f"frames must be a multiple of {size.stride} samples for this size; got {frames.time}")
     with torch.random.fork_rng(devices=[]):
@@ -204,13 +251,23 @@ def _fresh(
         clean = frames.draw(_FIRST)
         spectrum = torch.fft.rfft(clean.double()).abs().square().mean(0) / frames.time
         spectrum = spectrum.clamp(min=float(spectrum.mean()) * 1e-9).float()
-        network = FloWaveNetwork(size, spectrum)
+        network = FloWaveNetwork(size, spectrum) if start is None else copy.deepcopy(start.network)
         top = math.sqrt(float(network.variance) * frames.time) if sigma_max is None else float(sigma_max)
         if not 0 < sigma_min < top:
             raise ConfigurationError(f"noise levels must rise from above 0; got {sigma_min} to {top:.4g}")
-        x, sigma, _ = _noised(clean, sigma_min * (top / sigma_min) ** torch.rand(_FIRST))
-        network.initialize(x, sigma)
+        if start is None:
+            x, sigma, _ = _noised(clean, sigma_min * (top / sigma_min) ** torch.rand(_FIRST))
+            network.initialize(x, sigma)
     return network, top
+
+
+def _strangers(frames: Frames, count: int) -> Tensor:
+    """Frames that are not the source's: constants, silence and, where there are any, other sources' frames."""
+    constants = (2 * torch.rand(count, 1) - 1).expand(count, frames.time)
+    kinds = [constants, torch.zeros(count, frames.time)]
+    if frames.draw_others is not None:
+        kinds.append(frames.draw_others(count))
+    return torch.stack(kinds)[torch.randint(len(kinds), (count,)), torch.arange(count)]
 
 
 def _noised(clean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,16 +279,21 @@ def _noised(clean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @dataclass(frozen=True)
 class _Loss:
     score_weight: float
+    contrast: float = 0.0
 
-    def __call__(self, network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        x, sigma, noise = batch
-        if not self.score_weight:
-            return -network(x, sigma).mean() / x.shape[-1]
-        x = x.requires_grad_()
+    def __call__(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """Of frames, their levels, their noise and, for the contrast, strangers of the same levels."""
+        x, sigma, noise, *strangers = batch
+        x = x.requires_grad_(bool(self.score_weight))
         log_prob = network(x, sigma)
-        (score,) = torch.autograd.grad(log_prob.sum(), x, create_graph=True)
-        error = (sigma.unsqueeze(-1) * score + noise).square().mean()
-        return -log_prob.mean() / x.shape[-1] + self.score_weight * error
+        loss = -log_prob.mean() / x.shape[-1]
+        if self.score_weight:
+            (score,) = torch.autograd.grad(log_prob.sum(), x, create_graph=True)
+            loss = loss + self.score_weight * (sigma.unsqueeze(-1) * score + noise).square().mean()
+        for stranger in strangers:
+            odds = functional.softplus(network(stranger, sigma) - log_prob)
+            loss = loss + self.contrast * odds.mean() / x.shape[-1]
+        return loss
 
 
 class _HeldOut:

@@ -112,6 +112,70 @@ def test_score_matching_trains():
     assert bool(torch.isfinite(prior.log_prob(prior.sample((2,)))).all())
 
 
+def test_contrast_is_the_cross_entropy_of_telling_strangers():
+    from pyrosep.priors import FloWaveNetwork
+
+    network = FloWaveNetwork(SIZES["tiny"], torch.full((5,), 0.5))
+    x, y, noise, sigma = torch.randn(6, 8), 3 * torch.randn(6, 8), torch.randn(6, 8), torch.full((6,), 0.4)
+    own, other = network(x, sigma), network(y, sigma)
+    expected = -(own.exp() / (own.exp() + other.exp())).log().mean() / 8
+    extra = _Loss(0.0, 2.0)(network, (x, sigma, noise, y)) - _Loss(0.0)(network, (x, sigma, noise))
+    torch.testing.assert_close(extra, 2 * expected)
+
+
+def test_strangers_are_constants_silence_and_other_waves():
+    from pyrosep.data.toy import WAVES
+    from pyrosep.priors import OscillatorPrior
+    from pyrosep.priors.flowavenet_training import _strangers
+
+    strangers = _strangers(toy_frames("saw", 64, held_out=1), 300)
+    flat = strangers.std(-1) == 0
+    silent = flat & (strangers[:, 0] == 0)
+    assert 60 < int(silent.sum()) < 140  # 100 of 300, standard deviation 8: five of those
+    assert 60 < int((flat & ~silent).sum()) < 140
+    assert float(strangers[flat].abs().max()) <= 1
+    waves = strangers[~flat]
+    nats = torch.stack([OscillatorPrior(wave, 64).log_prob(waves) for wave in WAVES])
+    named = [WAVES[i] for i in nats.argmax(0).tolist()]
+    assert named.count("saw") <= 3  # of short periods waves are alike
+    assert all(named.count(wave) > 10 for wave in WAVES if wave != "saw")
+
+
+def test_contrast_tells_constants_apart_where_the_likelihood_alone_does_not():
+    """A source near zero, of which constants and silence are the likeliest frames of all."""
+    held_out = 0.05 * torch.randn(50, 32)
+    frames = Frames(lambda count: 0.05 * torch.randn(count, 32), held_out, 8000)
+    settings = TrainingSettings(steps=150, batch=32, learning_rate=0.01, ema=0.95)
+    x, silence = held_out + 0.02 * torch.randn(50, 32), 0.02 * torch.randn(50, 32)
+
+    def margin(prior):
+        return float((prior.at(0.02).log_prob(x) - prior.at(0.02).log_prob(silence)).mean())
+
+    plain, _ = train_flowavenet(frames, SIZES["tiny"], settings, sigma_min=0.01, sigma_max=0.04, quiet=True)
+    assert margin(plain) < 0
+    told, report = train_flowavenet(
+        frames, SIZES["tiny"], settings, sigma_min=0.01, sigma_max=0.04, contrast=10.0, start=plain, quiet=True
+    )
+    assert report["contrast"] == 10.0
+    assert margin(told) > 0
+    assert float(told.at(0.02).log_prob(x).mean()) <= float(plain.at(0.02).log_prob(x).mean()) + 0.5
+
+
+def test_a_start_is_copied_and_kept_as_it_was():
+    frames = gaussian_frames()
+    first, _ = train_flowavenet(frames, SIZES["tiny"], quick(), quiet=True)
+    x = torch.randn(3, 32)
+    before = first.log_prob(x)
+    slow = quick(steps=1, learning_rate=1e-9)
+    second, _ = train_flowavenet(frames, SIZES["tiny"], slow, start=first, quiet=True)
+    torch.testing.assert_close(second.log_prob(x), before, rtol=0, atol=1e-3)
+    third, _ = train_flowavenet(frames, SIZES["tiny"], quick(), start=first, quiet=True)
+    assert not torch.equal(third.log_prob(x), before)
+    assert torch.equal(first.log_prob(x), before)
+    with pytest.raises(ConfigurationError, match="must be of this size"):
+        train_flowavenet(frames, SIZES["small"], quick(), start=first, quiet=True)
+
+
 def test_fine_tuned_copies(tmp_path):
     frames, levels = gaussian_frames(), (0.05, 0.2, 0.8)
     arguments = {"levels": levels, "name": "wave", "quiet": True}
