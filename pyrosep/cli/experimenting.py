@@ -96,8 +96,8 @@ def cross_likelihood_command(
         held_out = _held_out(priors, data, sources, subset, frame, frames, seed, device)
         bar, update = track_progress("cross-likelihood", quiet)
         with bar:
-            tables = cross_likelihood(out, held_out, levels=levels_, progress=update)
-        _report({"cross-likelihood": tables.densities, "naming": tables.naming}, out, json_file, quiet)
+            densities, naming = cross_likelihood(out, held_out, levels=levels_, progress=update)
+        _report({"cross-likelihood": densities, "naming": naming}, out, json_file, quiet)
 
 
 def noised_likelihood_command(

@@ -209,7 +209,7 @@ def constant_inputs(
 def _setting(held_out: HeldOut) -> str:
     families = sorted({type(prior).__name__ for prior in held_out.priors.values()})
     _, frames, time = held_out.clean.shape
-    return f"{', '.join(families)} on {held_out.data}, {frames} frames a source of {time} samples"
+    return f"{', '.join(families)} on {Path(held_out.data).name}, {frames} frames a source of {time} samples"
 
 
 def _naming(
@@ -263,11 +263,12 @@ def _draw_cross(tables: CrossLikelihood, sources: Sequence[str], path: Path, tit
             below = value.max(axis=1).to_numpy()[:, None] - value.to_numpy()
             axis.imshow(-np.log10(1 + below), cmap="viridis", vmin=-6, vmax=0)
             for (row, column), nats in np.ndenumerate(below):
-                axis.text(column, row, f"{nats:.2g}", ha="center", va="center", color="k" if nats < 100 else "w")
+                colour = "black" if nats < 100 else "white"
+                axis.text(column, row, f"{nats:,.0f}", ha="center", va="center", fontsize=7, color=colour)
             axis.set_xticks(range(len(sources)), [*sources], rotation=45)
             axis.set_yticks(range(len(sources)), [*sources])
-            axis.set_title(f"sigma {level:g}: nats a frame below the likeliest", fontsize=9)
-        axes[0, 0].set_ylabel("source")
+            axis.set_title(f"sigma {level:g}", fontsize=9)
+        axes[0, 0].set_ylabel("source; nats a frame below the likeliest prior")
         panels = zip(axes[1], ("right", "snr_db"), ("share named right", "SNR denoised, dB"), strict=False)
         for axis, column, label in panels:
             for index, source in enumerate([*sources, "all"]):

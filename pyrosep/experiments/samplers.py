@@ -163,7 +163,8 @@ def wilson_interval(share: float, trials: int, z: float = 1.959964) -> tuple[flo
     """
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # None and all: the ends are 0 and 1 but for rounding.
+    return (centre - half if share > 0 else 0.0), (centre + half if share < 1 else 1.0)
 
 
 def _map(tasks: Sequence[_Task], workers: int) -> Any:

@@ -261,6 +261,8 @@ def test_recordings(songs, tmp_path):
     assert tables.densities[unknown].isna().all().all()
     assert tables.naming[["exact_right", "talk_right", "exact_snr_db"]].isna().all().all()
     assert tables.naming[["right", "snr_db", "noisy_snr_db"]].notna().all().all()
+    title = (tmp_path / "out" / "cross-likelihood.md").read_text().splitlines()[0]
+    assert title == "# Cross-likelihood: GaussianPrior on data, 10 frames a source of 64 samples"
     header, first = (tmp_path / "out" / "cross-likelihood.csv").read_text().splitlines()[:2]
     assert first.split(",")[header.split(",").index("exact_per_frame")] == ""
 
