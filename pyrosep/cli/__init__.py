@@ -5,7 +5,12 @@ from __future__ import annotations
 import typer
 
 from pyrosep.cli.evaluating import evaluate
-from pyrosep.cli.experimenting import samplers_command
+from pyrosep.cli.experimenting import (
+    constant_inputs_command,
+    cross_likelihood_command,
+    noised_likelihood_command,
+    samplers_command,
+)
 from pyrosep.cli.inspecting import diagnose, models
 from pyrosep.cli.separating import demo, separate
 from pyrosep.cli.training import train_flowavenet_command, train_gaussian_command
@@ -32,6 +37,9 @@ app.add_typer(train_app, name="train-prior")
 for command in (demo, separate, evaluate, models, diagnose):
     app.command()(command)
 experiment_app.command("samplers")(samplers_command)
+experiment_app.command("cross-likelihood")(cross_likelihood_command)
+experiment_app.command("noised-likelihood")(noised_likelihood_command)
+experiment_app.command("constant-inputs")(constant_inputs_command)
 train_app.command("flowavenet")(train_flowavenet_command)
 train_app.command("gaussian")(train_gaussian_command)
 

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from pyrosep.cli.options import Device, Json, Out, Quiet, Seed, chosen_device, reported, track_progress, write_json
+from pyrosep.cli.options import (
+    Device,
+    Json,
+    Out,
+    Quiet,
+    Seed,
+    Sources,
+    chosen_device,
+    reported,
+    track_progress,
+    write_json,
+)
 from pyrosep.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pyrosep.experiments import HeldOut
+
+Number = TypeVar("Number", int, float)
+
+Priors = Annotated[str, typer.Option("--priors", help="Name of a model that ships, or a folder of one.")]
+Data = Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")]
+Subset = Annotated[str, typer.Option(help="Of MUSDB18: train or test.")]
+Frame = Annotated[int, typer.Option(min=16, help="Samples in a frame.")]
+Frames = Annotated[int, typer.Option(min=1, help="Frames of each source.")]
+Levels = Annotated[str, typer.Option(help="Noise levels of the priors, by commas.")]
 
 
 def samplers_command(
@@ -28,8 +53,6 @@ def samplers_command(
 ) -> None:
     """Share of toy sources that each sampler recovers under their exact prior, against its denoiser calls."""
     with reported():
-        import json
-
         from pyrosep.experiments.samplers import ARMS
         from pyrosep.experiments.samplers import samplers as study
 
@@ -38,9 +61,9 @@ def samplers_command(
         with bar:
             table = study(
                 out,
-                sources=_numbers(sources, "--sources"),
+                sources=_numbers(sources, "--sources", int),
                 arms=samplers or ARMS,
-                budgets=_numbers(budgets, "--budgets"),
+                budgets=_numbers(budgets, "--budgets", int),
                 mixes=mixes,
                 chains=chains,
                 frame=frame,
@@ -48,14 +71,121 @@ def samplers_command(
                 workers=workers,
                 progress=update,
             )
-        write_json(json_file, json.loads(table.to_json(orient="records")))
-        if not quiet:
-            typer.echo(table.to_string(index=False, float_format="{:.3g}".format))
-            typer.echo(f"written to {out}: samplers.csv, samplers.png")
+        _report({"samplers": table}, out, json_file, quiet)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def cross_likelihood_command(
+    out: Out,
+    priors: Priors = "toy",
+    data: Data = "toy",
+    sources: Sources = None,
+    subset: Subset = "test",
+    frame: Frame = 2048,
+    frames: Frames = 100,
+    levels: Levels = "0.01,0.03,0.1,0.36,1,3",
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Every prior on held-out frames of every source, level by level, and whether the right one is the likeliest."""
+    with reported():
+        from pyrosep.experiments import cross_likelihood
+
+        levels_ = _numbers(levels, "--levels", float)
+        held_out = _held_out(priors, data, sources, subset, frame, frames, seed, device)
+        bar, update = track_progress("cross-likelihood", quiet)
+        with bar:
+            densities, naming = cross_likelihood(out, held_out, levels=levels_, progress=update)
+        _report({"cross-likelihood": densities, "naming": naming}, out, json_file, quiet)
+
+
+def noised_likelihood_command(
+    out: Out,
+    priors: Priors = "toy",
+    data: Data = "toy",
+    sources: Sources = None,
+    subset: Subset = "test",
+    frame: Frame = 2048,
+    frames: Frames = 100,
+    levels: Levels = "0.01,0.36",
+    noises: Annotated[str, typer.Option(help="Levels of the noise on the frames, by commas.")] = (
+        "0,0.01,0.03,0.1,0.36,1,3"
+    ),
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Held-out frames with more and more noise, under priors of fixed levels and of the noise's own."""
+    with reported():
+        from pyrosep.experiments import noised_likelihood
+
+        levels_, noises_ = _numbers(levels, "--levels", float), _numbers(noises, "--noises", float)
+        held_out = _held_out(priors, data, sources, subset, frame, frames, seed, device)
+        bar, update = track_progress("noised-likelihood", quiet)
+        with bar:
+            table = noised_likelihood(out, held_out, levels=levels_, noises=noises_, progress=update)
+        _report({"noised-likelihood": table}, out, json_file, quiet)
+
+
+def constant_inputs_command(
+    out: Out,
+    priors: Priors = "toy",
+    data: Data = "toy",
+    sources: Sources = None,
+    subset: Subset = "test",
+    frame: Frame = 2048,
+    frames: Frames = 100,
+    levels: Levels = "0.01,0.03,0.1,0.36,1,3",
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Constants 0 and 1 and pure noise beside held-out frames, level by level: does a prior find them likelier?"""
+    with reported():
+        from pyrosep.experiments import constant_inputs
+
+        levels_ = _numbers(levels, "--levels", float)
+        held_out = _held_out(priors, data, sources, subset, frame, frames, seed, device)
+        bar, update = track_progress("constant-inputs", quiet)
+        with bar:
+            table = constant_inputs(out, held_out, levels=levels_, progress=update)
+        _report({"constant-inputs": table}, out, json_file, quiet)
+
+
+def _held_out(
+    model: str,
+    data: str,
+    sources: list[str] | None,
+    subset: str,
+    frame: int,
+    frames: int,
+    seed: int,
+    device: str,
+) -> HeldOut:
+    from pyrosep.experiments import HeldOut
+    from pyrosep.priors import load_priors
+
+    chosen = chosen_device(device)
+    priors = load_priors(model, sources=sources, frame=frame, device=chosen)
+    return HeldOut(priors, data, frame=frame, frames=frames, seed=seed, subset=subset, device=chosen)
+
+
+def _report(tables: dict[str, Any], out: Path, json_file: Path | None, quiet: bool) -> None:
+    """Figures of tables (of one of them alone as a list of rows) as JSON, and printed."""
+    rows = {key: json.loads(table.to_json(orient="records", double_precision=15)) for key, table in tables.items()}
+    write_json(json_file, rows if len(rows) > 1 else next(iter(rows.values())))
+    if not quiet:
+        for table in tables.values():
+            typer.echo(table.to_string(index=False, float_format="{:.4g}".format, na_rep="") + "\n")
+        typer.echo(f"tables and picture written to {out}")
+
+
+def _numbers(text: str, option: str, kind: type[Number]) -> tuple[Number, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise ConfigurationError(f"{option} takes whole numbers by commas; got {text!r}") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigurationError(f"{option} takes {what} by commas; got {text!r}") from None

@@ -18,6 +18,7 @@ from pyrosep.checkpoint import write_text
 from pyrosep.data.toy import WAVES, ToyMixes
 from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import si_sdr
+from pyrosep.experiments.report import picture
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_values
 from pyrosep.mixing import mean_mix
@@ -162,7 +163,8 @@ def wilson_interval(share: float, trials: int, z: float = 1.959964) -> tuple[flo
     """
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # None and all: the ends are 0 and 1 but for rounding.
+    return (centre - half if share > 0 else 0.0), (centre + half if share < 1 else 1.0)
 
 
 def _map(tasks: Sequence[_Task], workers: int) -> Any:
@@ -236,36 +238,28 @@ def _run(task: _Task) -> dict[str, Any]:
 
 
 def _draw(table: pandas.DataFrame, path: Path, title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
     numbers = sorted(table["sources"].unique(), reverse=True)
     panels = [(which, threshold) for threshold in THRESHOLDS for which in ("one", "best")]
-    figure, axes = plt.subplots(len(numbers), len(panels), figsize=(17, 4 * len(numbers)), squeeze=False, sharey=True)
     arms = [arm for arm in ARMS if arm in set(table["sampler"])]
     budgets = sorted(set(table["budget"]) - {0})
-    for row, number in zip(axes, numbers, strict=True):
-        for axis, (which, threshold) in zip(row, panels, strict=True):
-            part = table[(table.sources == number) & (table.chains == which) & (table.above_db == threshold)]
-            for place, arm in enumerate(arms):
-                own = part[part.sampler == arm].set_index("budget").reindex(budgets)
-                left = np.arange(len(budgets)) + (place - len(arms) / 2 + 0.5) * 0.8 / len(arms)
-                errors = np.stack([own.share - own.low, own.high - own.share]).clip(min=0)
-                axis.bar(left, own.share, 0.8 / len(arms), yerr=errors, label=arm, error_kw={"linewidth": 0.7})
-            usual = part[part.sampler == DEFAULTS].iloc[0]
-            axis.axhline(usual.share, color="black", linestyle="--", linewidth=1, label=DEFAULTS)
-            axis.fill_between([-0.5, len(budgets) - 0.5], usual.low, usual.high, color="black", alpha=0.07)
-            axis.set_xticks(range(len(budgets)), budgets)
-            axis.set_title(f"{number} sources, {'one chain' if which == 'one' else 'best chain'}, > {threshold:.0f} dB")
-            axis.set_xlabel("calls a source and chain, at most")
-        row[0].set_ylabel("share of sources")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9)
-    figure.suptitle(title)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, dpi=90, format="png")
-    beside.replace(path)
-    plt.close(figure)
+    with picture(path, len(numbers), len(panels), figsize=(17, 4 * len(numbers)), sharey=True) as (figure, axes):
+        for row, number in zip(axes, numbers, strict=True):
+            for axis, (which, threshold) in zip(row, panels, strict=True):
+                part = table[(table.sources == number) & (table.chains == which) & (table.above_db == threshold)]
+                for place, arm in enumerate(arms):
+                    own = part[part.sampler == arm].set_index("budget").reindex(budgets)
+                    left = np.arange(len(budgets)) + (place - len(arms) / 2 + 0.5) * 0.8 / len(arms)
+                    errors = np.stack([own.share - own.low, own.high - own.share]).clip(min=0)
+                    axis.bar(left, own.share, 0.8 / len(arms), yerr=errors, label=arm, error_kw={"linewidth": 0.7})
+                usual = part[part.sampler == DEFAULTS].iloc[0]
+                axis.axhline(usual.share, color="black", linestyle="--", linewidth=1, label=DEFAULTS)
+                axis.fill_between([-0.5, len(budgets) - 0.5], usual.low, usual.high, color="black", alpha=0.07)
+                axis.set_xticks(range(len(budgets)), budgets)
+                chains = "one chain" if which == "one" else "best chain"
+                axis.set_title(f"{number} sources, {chains}, > {threshold:.0f} dB")
+                axis.set_xlabel("calls a source and chain, at most")
+            row[0].set_ylabel("share of sources")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9)
+        figure.suptitle(title)
+        figure.tight_layout(rect=(0, 0.04, 1, 1))

@@ -320,14 +320,21 @@ class MultiScaleFlow(FlowTransform):
             channels //= 2
 
     def encode(self, x: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.encode_with_splits(x, features)[:2]
+
+    def encode_with_splits(self, x: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames to noise, the log-determinant, and what of it is due to the split priors alone, ``(n,)`` each."""
         self._check(x)
-        x, total, done = x.unsqueeze(1), _no_change(x), []
+        x, total, splits, done = x.unsqueeze(1), _no_change(x), _no_change(x), []
         for block in self.blocks:
-            x, log_det = block.encode(x, features)
+            log_det = _no_change(x)
+            for part in block.parts:
+                x, own = part.encode(x, features)
+                log_det = log_det + own
             x, leaves = x.chunk(2, 1)
             done.append(leaves.flatten(1))
-            total = total + log_det
-        return torch.cat([*done, x.flatten(1)], -1), total
+            total, splits = total + log_det, splits + own  # a block's last part is its split prior
+        return torch.cat([*done, x.flatten(1)], -1), total, splits
 
     def decode(self, z: Tensor, features: Tensor | None = None) -> Tensor:
         self._check(z)

@@ -103,14 +103,27 @@ class FloWaveNetwork(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Log-density in nats of frames ``(n, time)`` at levels ``(n,)`` or ``(1,)``: ``(n,)``."""
-        z, log_det = self.encode(x, sigma)
-        return log_det - 0.5 * (z.square().sum(-1) + x.shape[-1] * math.log(2 * math.pi))
+        white, log_det, _ = self.log_prob_parts(x, sigma)
+        return log_det + white
 
     def encode(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Noise ``(n, time)`` of frames at levels ``(n,)`` or ``(1,)``, and the log-determinant ``(n,)``."""
         scale = self._scale(sigma)
         z, log_det = self.flow.encode(x / scale.unsqueeze(-1), self._features(sigma))
         return z, log_det - x.shape[-1] * scale.log()
+
+    def log_prob_parts(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""What the log-density of frames ``(n, time)`` at levels ``(n,)`` or ``(1,)`` is made of, in nats.
+
+        Returns:
+            ``(n,)`` each: :math:`\log N(z; 0, I)` of the noise; the log-determinant; and what of the latter the split
+            priors' scales are. The first and the last together are the log-density of the latent variables under their
+            split priors, which FloWaveNet's code (Kim et al., 2019) calls ``log_p``.
+        """
+        scale = self._scale(sigma)
+        z, log_det, splits = self.flow.encode_with_splits(x / scale.unsqueeze(-1), self._features(sigma))
+        white = -0.5 * (z.square().sum(-1) + x.shape[-1] * math.log(2 * math.pi))
+        return white, log_det - x.shape[-1] * scale.log(), splits
 
     def decode(self, z: Tensor, sigma: Tensor) -> Tensor:
         """Frames ``(n, time)`` of noise at levels ``(n,)`` or ``(1,)``."""
