@@ -1,4 +1,4 @@
-"""The demonstration: a real song by Gaussian priors that have never seen it, and a toy mix by flow priors."""
+"""The demonstration: a real song by Gaussian priors that have never seen it, and toy waves told apart by flows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 from pyrosep import audio
-from pyrosep.data import ToyMixes
-from pyrosep.diagnostics.plots import plot_spectrograms, plot_waveforms
+from pyrosep.diagnostics.plots import plot_spectrograms
 from pyrosep.errors import MissingDependencyError
 from pyrosep.evaluate import si_sdr
+from pyrosep.experiments import HeldOut, cross_likelihood
 from pyrosep.priors import load_priors, model_info
 from pyrosep.separate import Settings, separate
 from pyrosep.tracks import separate_track
 
-__all__ = ["MODEL", "TOY_MODELS", "demo_song", "run_demo", "run_toy_demo"]
+__all__ = ["MODEL", "TOY_MODEL", "demo_song", "run_demo", "run_toy_demo"]
 
 MODEL = "song-gaussian"
-#: Learned priors, and the exact ones to judge them by.
-TOY_MODELS = ("toy-flowavenet", "toy")
-TOY_WAVES = ("sine", "saw")
+#: Flows, judged beside the exact priors on so many frames of each wave.
+TOY_MODEL = "toy-flowavenet"
+TOY_FRAMES = 10
+TOY_LEVELS = (0.03, 0.1, 0.36, 1.0)
 #: Draws that are written (all of them, if there are fewer), and that the picture's standard deviations are over.
 KEPT = 16
 #: Streams of the stem file after the first, which is a mix that its makers mastered.
@@ -122,40 +123,16 @@ def run_demo(
 
 
 def run_toy_demo(
-    out: Path,
-    *,
-    settings: Settings | None = None,
-    device: str = "cpu",
-    progress: Callable[[int, int], Any] = lambda done, total: None,
+    out: Path, *, seed: int = 0, device: str = "cpu", progress: Callable[[int, int], Any] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Separate a mix of two toy waves by their learned priors, and by their exact ones beside them.
+    """Name and denoise held-out frames of the toy waves by their flow priors, beside the exact ones.
 
-    Writes ``toy.png``: the waves, what the learned priors make of them, and two standard deviations about it.
+    Writes what :func:`~pyrosep.experiments.cross_likelihood` does.
 
     Returns:
-        ``scores``: by method and source, SI-SDR in dB; ``picture``: its path.
+        ``naming``: its rows over all waves, a level each; ``picture``: its path.
     """
-    settings = settings or Settings(chains=4, draws=25, warmup=25, redraws=6)
-    mixes = ToyMixes(TOY_WAVES, frame=model_info(TOY_MODELS[0]).frame, size=settings.seed + 1)
-    mix, truth = mixes[settings.seed]
-    results = {}
-    for done, model in enumerate(TOY_MODELS):
-        priors = load_priors(model, frame=len(mix), sources=TOY_WAVES, device=device)
-        info = model_info(model)
-        results[model] = separate(mix.unsqueeze(0), info.sample_rate, priors, settings, model_gains=info.gains)
-        progress(done + 1, len(TOY_MODELS))
-    estimates = {"mix as estimate": mix.expand_as(truth)}
-    estimates |= {f"model {model}": result.mean[:, 0] for model, result in results.items()}
-    scores = {
-        method: dict(zip(TOY_WAVES, si_sdr(estimate, truth).tolist(), strict=True))
-        for method, estimate in estimates.items()
-    }
-    learned = results[TOY_MODELS[0]]
-    rows = {
-        wave: {"truth": truth[k] / len(TOY_WAVES), "mean": learned.mean[k, 0], "stddev": learned.stddev[k, 0]}
-        for k, wave in enumerate(TOY_WAVES)
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    picture = out / "toy.png"
-    plot_waveforms(rows, info.sample_rate, picture, title=f"Two toy waves by {TOY_MODELS[0]}, from their mean")
-    return {"scores": scores, "picture": str(picture)}
+    held_out = HeldOut(load_priors(TOY_MODEL, device=device), frames=TOY_FRAMES, seed=seed, device=device)
+    naming = cross_likelihood(out, held_out, levels=TOY_LEVELS, progress=progress).naming
+    rows = naming[naming.source == "all"].to_dict("records")
+    return {"naming": rows, "picture": str(out / "cross-likelihood.png")}

@@ -76,7 +76,7 @@ def samplers_command(
 
 def cross_likelihood_command(
     out: Out,
-    priors: Priors = "toy",
+    priors: Priors = "toy-flowavenet",
     data: Data = "toy",
     sources: Sources = None,
     subset: Subset = "test",
@@ -102,7 +102,7 @@ def cross_likelihood_command(
 
 def noised_likelihood_command(
     out: Out,
-    priors: Priors = "toy",
+    priors: Priors = "toy-flowavenet",
     data: Data = "toy",
     sources: Sources = None,
     subset: Subset = "test",
@@ -131,7 +131,7 @@ def noised_likelihood_command(
 
 def constant_inputs_command(
     out: Out,
-    priors: Priors = "toy",
+    priors: Priors = "toy-flowavenet",
     data: Data = "toy",
     sources: Sources = None,
     subset: Subset = "test",

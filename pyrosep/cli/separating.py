@@ -60,7 +60,7 @@ def demo(
             result = run_demo(out, settings=settings, device=chosen_device(device), progress=update)
         bar, update = track_progress("toy waves", quiet)
         with bar:
-            result["toy"] = run_toy_demo(out, device=chosen_device(device), progress=update)
+            result["toy"] = run_toy_demo(out, seed=seed, device=chosen_device(device), progress=update)
         result["total_seconds"] = round(time.perf_counter() - start, 1)
         write_json(json_file, result)
         if quiet:
@@ -81,8 +81,24 @@ def demo(
             f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}"
         )
         toy = result["toy"]
-        print_table(_scores(toy["scores"], "SI-SDR in dB, a mix of two toy waves, learned and exact priors"))
+        print_table(_naming(toy["naming"]))
         typer.echo(f"Picture: {toy['picture']}")
+
+
+def _naming(rows: list[dict[str, Any]]) -> Table:
+    """What flows make of noised toy waves, beside the exact priors, a row a level."""
+    table = Table(title="Held-out toy waves in noise, by flows (and by their exact priors)")
+    for column in ("noise", "frames", "named right, %", "SNR in dB", "denoised"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['sigma']:g}",
+            str(row["frames"]),
+            f"{100 * row['right']:.0f} ({100 * row['exact_right']:.0f})",
+            f"{row['noisy_snr_db']:.1f}",
+            f"{row['snr_db']:.1f} ({row['exact_snr_db']:.1f})",
+        )
+    return table
 
 
 def _scores(scores: dict[str, dict[str, float]], title: str) -> Table:

@@ -2,7 +2,7 @@
 
 from pyrosep.diagnostics.inference_data import read_netcdf, to_inference_data, write_netcdf
 from pyrosep.diagnostics.modes import compare_chains, describe_modes
-from pyrosep.diagnostics.plots import plot_diagnostics, plot_spectrograms, plot_waveforms
+from pyrosep.diagnostics.plots import plot_diagnostics, plot_spectrograms
 from pyrosep.diagnostics.summaries import audio_summaries, summarize, verdict
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "describe_modes",
     "plot_diagnostics",
     "plot_spectrograms",
-    "plot_waveforms",
     "read_netcdf",
     "summarize",
     "to_inference_data",

@@ -1,4 +1,4 @@
-"""Pictures: ArviZ's plots of the summaries, and spectrograms and waveforms of a separation."""
+"""Pictures: ArviZ's plots of the summaries, and spectrograms of a separation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import arviz
     from matplotlib.figure import Figure
 
-__all__ = ["plot_diagnostics", "plot_spectrograms", "plot_waveforms"]
+__all__ = ["plot_diagnostics", "plot_spectrograms"]
 
 _MAX_PANELS = 12
 
@@ -140,44 +140,6 @@ def plot_spectrograms(
     figure.tight_layout(rect=(0, 0, 0.92, 1))
     bar = figure.add_axes((0.93, 0.1, 0.012, 0.8))
     figure.colorbar(images[0], cax=bar, label="dB")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return figure
-
-
-def plot_waveforms(
-    rows: Mapping[str, Mapping[str, Any]],
-    sample_rate: float,
-    path: str | os.PathLike[str],
-    *,
-    samples: int = 400,
-    title: str = "",
-) -> Figure:
-    """True waveforms, and posterior means with a band of two standard deviations, a row a source; saved to ``path``.
-
-    Arguments:
-        rows: by source, ``truth``, ``mean`` and ``stddev``, each ``(time,)``.
-        sample_rate: Hz.
-        path: of the picture.
-        samples: to draw, from the first.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(len(rows), 1, figsize=(11, 2.4 * len(rows)), squeeze=False, sharex=True)
-    for axis, (name, row) in zip(axes[:, 0], rows.items(), strict=True):
-        truth, mean, stddev = (np.asarray(row[key])[:samples] for key in ("truth", "mean", "stddev"))
-        time = 1000 * np.arange(len(truth)) / sample_rate
-        axis.plot(time, truth, "k", linewidth=2.5, alpha=0.3, label="truth")
-        axis.plot(time, mean, linewidth=1, label="posterior mean")
-        axis.fill_between(time, mean - 2 * stddev, mean + 2 * stddev, alpha=0.3, label="two standard deviations")
-        axis.set_title(name, fontsize=9)
-    axes[0, 0].legend(fontsize="small", ncols=3, loc="upper right")
-    axes[-1, 0].set_xlabel("ms")
-    figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return figure

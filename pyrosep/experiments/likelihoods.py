@@ -157,9 +157,11 @@ def constant_inputs(
     levels: Sequence[float] = LEVELS,
     progress: Progress = lambda done, total: None,
 ) -> pandas.DataFrame:
-    """Constants 0 and 1, bare and with noise, beside held-out frames of the prior's own source, level by level.
+    """Constants 0 and 1, bare and with noise, beside held-out frames of the prior's own source, likewise.
 
-    ``0 + noise`` is pure noise, N(0, sigma**2). Writes ``constant-inputs.csv``, ``.md`` and ``.png`` into ``out``.
+    Like is compared with like: a frame with less noise than its level is likelier, whatever it is, by up to half a nat
+    a sample. ``0 + noise`` is pure noise, N(0, sigma**2). Writes ``constant-inputs.csv``, ``.md`` and ``.png`` into
+    ``out``.
 
     Arguments:
         out: a folder.
@@ -168,10 +170,10 @@ def constant_inputs(
         progress: called with steps done and to do.
 
     Returns:
-        a row for each level, prior and input (``data`` has noise of the level too), with the columns of
-        :func:`noised_likelihood`, and ``above_data``: by how many nats a frame the prior finds the input likelier
-        than data. ``likelier`` says whether it does, ``exact_likelier`` whether the exact prior does, and
-        ``talk_likelier`` whether it seems so without log-determinants.
+        a row for each level, prior and input, with the columns of :func:`noised_likelihood`, and ``above_data``: by how
+        many nats a frame the prior finds the input likelier than data, bare or with noise as it is. ``likelier`` says
+        whether it does, ``exact_likelier`` whether the exact prior does, and ``talk_likelier`` whether it seems so
+        without log-determinants.
 
     Raises:
         ConfigurationError: a level below the priors' lowest.
@@ -184,20 +186,21 @@ def constant_inputs(
         for index, name in enumerate(held_out.sources):
             noise = level * held_out.noise[index]
             constants = {"0": torch.zeros_like(noise[:1]), "1": torch.ones_like(noise[:1])}
-            inputs = {"data": held_out.noised(name, level), **constants}
-            inputs |= {f"{key} + noise": value + noise for key, value in constants.items()}
-            data: dict[str, Any] = {}
-            for kind, x in inputs.items():
-                row = held_out.judge(name, x, level).row(held_out.time)
-                data = data or row
-                flags = {
-                    "above_data": row["nats_per_frame"] - data["nats_per_frame"],
-                    "likelier": _likelier(row, data, "nats_per_frame"),
-                    "exact_likelier": _likelier(row, data, "exact_per_frame"),
-                    "talk_likelier": _likelier(row, data, "talk_per_sample"),
-                }
-                rows.append({"sigma": level, "prior": name, "input": kind} | row | flags)
-            progress(len(rows) // len(inputs), len(levels) * len(held_out.sources))
+            bare = {"data": held_out.noised(name, 0.0), **constants}
+            noised = {f"{kind} + noise": x + noise for kind, x in bare.items()}
+            for inputs in (bare, noised):
+                data: dict[str, Any] = {}
+                for kind, x in inputs.items():
+                    row = held_out.judge(name, x, level).row(held_out.time)
+                    data = data or row
+                    flags = {
+                        "above_data": row["nats_per_frame"] - data["nats_per_frame"],
+                        "likelier": _likelier(row, data, "nats_per_frame"),
+                        "exact_likelier": _likelier(row, data, "exact_per_frame"),
+                        "talk_likelier": _likelier(row, data, "talk_per_sample"),
+                    }
+                    rows.append({"sigma": level, "prior": name, "input": kind} | row | flags)
+            progress(index + 1 + len(held_out.sources) * levels.index(level), len(levels) * len(held_out.sources))
     table = pandas.DataFrame(rows)
     title = f"Constant inputs: {_setting(held_out)}"
     write_tables(out, "constant-inputs", title, {"constant-inputs": table})

@@ -136,11 +136,13 @@ def train_flowavenet(
     :math:`w` the loss has the term :math:`w \, \|\sigma \nabla_x \log p_\sigma(x) + \epsilon\|^2 / T`, denoising score
     matching (Vincent, 2011), which costs a second derivative.
 
-    With ``contrast`` :math:`c` it has the term :math:`c \log(1 + p_\sigma(y) / p_\sigma(x)) / T`, the cross-entropy of
-    telling the source's frame from a stranger :math:`y` of the same level: a constant, silence, or another source's
-    frame (a hybrid of the generative and the discriminative, Bouchard and Triggs, 2004). What comes of it is still a
-    density, normalised as every flow is, but no longer the most likely one of the recordings, nor learned from the
-    source alone: strangers lose density, and what the loss pays for that is taken from the fit.
+    With ``contrast`` :math:`c` it has the term :math:`c \log(1 + p_\sigma(y) / p_\sigma(x')) / T`, the cross-entropy of
+    telling the source's frame from a stranger :math:`y`: a constant, silence, or another source's frame (a hybrid of
+    the generative and the discriminative, Bouchard and Triggs, 2004). Both have the same noise, of a part of the level
+    that is drawn anew for each pair, none and all included: a frame with less noise than its level is likelier,
+    whatever it is, and only like is compared with like. What comes of it is still a density, normalised as every flow
+    is, but no longer the most likely one of the recordings, nor learned from the source alone: strangers lose density,
+    and what the loss pays for that is taken from the fit.
 
     Arguments:
         frames: of the source.
@@ -163,9 +165,9 @@ def train_flowavenet(
     network, top = _fresh(frames, size, settings, sigma_min, sigma_max, start)
 
     def draw(count: int) -> tuple[Tensor, ...]:
-        sigma = sigma_min * (top / sigma_min) ** torch.rand(count)
-        own = _noised(frames.draw(count), sigma)
-        return (*own, _noised(_strangers(frames, count), sigma)[0]) if contrast else own
+        sigma, clean = sigma_min * (top / sigma_min) ** torch.rand(count), frames.draw(count)
+        own = _noised(clean, sigma)
+        return (*own, *_pairs(clean, _strangers(frames, count), sigma)) if contrast else own
 
     trainer = Trainer(settings, folder=folder, label=label, quiet=quiet, fabric=fabric)
     held_out = _HeldOut(frames, [level for level in LEVELS if sigma_min <= level <= top], settings.seed)
@@ -261,6 +263,13 @@ def _fresh(
     return network, top
 
 
+def _pairs(clean: Tensor, strangers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames and strangers with the same noise, between none and all of their level; both ends come up often."""
+    share = (2 * torch.rand_like(sigma) - 0.5).clamp(0, 1)
+    noise = (share * sigma).unsqueeze(-1) * torch.randn_like(clean)
+    return clean + noise, strangers + noise
+
+
 def _strangers(frames: Frames, count: int) -> Tensor:
     """Frames that are not the source's: constants, silence and, where there are any, other sources' frames."""
     constants = (2 * torch.rand(count, 1) - 1).expand(count, frames.time)
@@ -282,17 +291,17 @@ class _Loss:
     contrast: float = 0.0
 
     def __call__(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        """Of frames, their levels, their noise and, for the contrast, strangers of the same levels."""
-        x, sigma, noise, *strangers = batch
+        """Of frames, their levels, their noise and, for the contrast, frames and strangers to tell apart."""
+        x, sigma, noise, *pair = batch
         x = x.requires_grad_(bool(self.score_weight))
         log_prob = network(x, sigma)
         loss = -log_prob.mean() / x.shape[-1]
         if self.score_weight:
             (score,) = torch.autograd.grad(log_prob.sum(), x, create_graph=True)
             loss = loss + self.score_weight * (sigma.unsqueeze(-1) * score + noise).square().mean()
-        for stranger in strangers:
-            odds = functional.softplus(network(stranger, sigma) - log_prob)
-            loss = loss + self.contrast * odds.mean() / x.shape[-1]
+        if pair:
+            own, stranger = network(torch.cat(pair), sigma.repeat(2)).chunk(2)
+            loss = loss + self.contrast * functional.softplus(stranger - own).mean() / x.shape[-1]
         return loss
 
 

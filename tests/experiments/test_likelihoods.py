@@ -174,36 +174,39 @@ def gaussians(**powers):
 def test_constants_that_are_likelier_than_data(tmp_path):
     held_out = HeldOut(gaussians(sine=0.3, saw=1e4), frame=TIME, frames=FRAMES)
     table = constant_inputs(tmp_path, held_out, levels=(0.01,)).set_index(["prior", "input"])
-    assert list(table.loc["saw"].index) == ["data", "0", "1", "0 + noise", "1 + noise"]
+    assert list(table.loc["saw"].index) == ["data", "0", "1", "data + noise", "0 + noise", "1 + noise"]
     # A Gaussian is likeliest at 0, whatever its spectrum. Under a white one a frame's power decides, and 1 has more
     # than a sine has. Where all power is at 0 Hz, 1 is as good as 0.
-    assert table.likelier.loc["sine"].tolist() == [False, True, False, True, False]
-    assert table.likelier.loc["saw"].tolist() == [False, True, True, True, True]
+    assert table.likelier.loc["sine"].tolist() == 2 * [False, True, False]
+    assert table.likelier.loc["saw"].tolist() == 2 * [False, True, True]
     assert not table.exact_likelier.any()
     assert table.talk_likelier.isna().all()
     prior = held_out.priors["saw"].at(0.01)
     one = prior.log_prob(torch.ones(1, TIME).double()).item()
-    data = prior.log_prob(frames_at(held_out, "saw", 0.01)).mean().item()
+    data = prior.log_prob(frames_at(held_out, "saw", 0.0)).mean().item()
+    noised = prior.log_prob(frames_at(held_out, "saw", 0.01)).mean().item()
     noise = prior.log_prob(frames_at(held_out, "saw", 0.01) - frames_at(held_out, "saw", 0.0)).mean().item()
     assert table.nats_per_frame.loc[("saw", "1")] == pytest.approx(one)
     assert table.above_data.loc[("saw", "1")] == pytest.approx(one - data)
     assert table.nats_per_frame.loc[("saw", "0 + noise")] == pytest.approx(noise)
-    assert table.frames.loc["saw"].tolist() == [FRAMES, 1, 1, FRAMES, FRAMES]
+    assert table.above_data.loc[("saw", "0 + noise")] == pytest.approx(noise - noised)
+    assert table.frames.loc["saw"].tolist() == [FRAMES, 1, 1, FRAMES, FRAMES, FRAMES]
 
 
-def test_a_wide_exact_prior_finds_bare_silence_likelier_than_noised_data(tmp_path):
-    # A noised frame lies sigma * sqrt(T) from the clean one; silence lies no farther than the source's own size.
+def test_less_noise_is_likelier_whatever_it_is_on(tmp_path):
+    """So that bare constants are compared with bare data: a noised frame lies sigma * sqrt(T) from the clean one."""
     held_out = HeldOut(gaussians(sine=0.3), frame=TIME, frames=FRAMES)
-    table = constant_inputs(tmp_path, held_out, levels=(3.0,)).set_index("input")
-    assert table.exact_likelier["0"]
-    data, noise = table.loc["data"], table.loc["0 + noise"]
-    assert abs(noise.exact_per_frame - data.exact_per_frame) < table.exact_per_frame["0"] - data.exact_per_frame
+    exact = constant_inputs(tmp_path, held_out, levels=(3.0,)).set_index("input").exact_per_frame
+    assert exact["0"] > exact["data + noise"]
+    for kind in ("data", "0", "1"):
+        assert exact[kind] - exact[f"{kind} + noise"] == pytest.approx(TIME / 2, abs=0.3 * TIME / 2)
 
 
 def test_talk_flags_of_flows(flows, tmp_path):
     table = constant_inputs(tmp_path, flows, levels=(0.36,))
-    data = table[table.input == "data"].set_index("prior").talk_per_sample
-    assert (table.talk_likelier == (table.talk_per_sample > table.prior.map(data))).all()
+    for part in (table[~table.input.str.contains("noise")], table[table.input.str.contains("noise")]):
+        data = part[part.input.str.contains("data")].set_index("prior").talk_per_sample
+        assert (part.talk_likelier == (part.talk_per_sample > part.prior.map(data))).all()
     assert (table.likelier == (table.above_data > 0)).all()
 
 

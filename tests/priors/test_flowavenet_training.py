@@ -116,11 +116,24 @@ def test_contrast_is_the_cross_entropy_of_telling_strangers():
     from pyrosep.priors import FloWaveNetwork
 
     network = FloWaveNetwork(SIZES["tiny"], torch.full((5,), 0.5))
-    x, y, noise, sigma = torch.randn(6, 8), 3 * torch.randn(6, 8), torch.randn(6, 8), torch.full((6,), 0.4)
+    x, y, noise, sigma = torch.randn(6, 8), 3 * torch.randn(6, 8), torch.randn(6, 8), torch.linspace(0.1, 0.6, 6)
     own, other = network(x, sigma), network(y, sigma)
     expected = -(own.exp() / (own.exp() + other.exp())).log().mean() / 8
-    extra = _Loss(0.0, 2.0)(network, (x, sigma, noise, y)) - _Loss(0.0)(network, (x, sigma, noise))
+    trained_on = (torch.randn(6, 8), sigma, noise)
+    extra = _Loss(0.0, 2.0)(network, (*trained_on, x, y)) - _Loss(0.0)(network, trained_on)
     torch.testing.assert_close(extra, 2 * expected)
+
+
+def test_pairs_have_the_same_noise_up_to_their_level():
+    from pyrosep.priors.flowavenet_training import _pairs
+
+    clean, strangers, sigma = torch.zeros(4000, 16), torch.ones(4000, 16), torch.full((4000,), 0.3)
+    own, other = _pairs(clean, strangers, sigma)
+    torch.testing.assert_close(other - own, strangers)
+    level = own.square().mean(-1).sqrt()
+    assert 0.2 < float((level == 0).float().mean()) < 0.3  # a quarter: standard deviation 0.007
+    assert float(level.max()) < 0.3 * 2  # 16 samples of noise of that level
+    assert 0.4 < float((level / 0.3).mean()) < 0.6
 
 
 def test_strangers_are_constants_silence_and_other_waves():
