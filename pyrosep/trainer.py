@@ -207,9 +207,7 @@ class Trainer:
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 fabric.backward(value)
-                norm = fabric.clip_gradients(
-                    module, optimizers[0], max_norm=settings.clip, norm_type=2.0, error_if_nonfinite=False
-                )
+                norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
                 if bool(torch.isfinite(norm)):  # the same on all processes: gradients are averaged by now
                     for optimizer in optimizers:
                         optimizer.step()

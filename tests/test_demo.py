@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyrosep import audio, load_priors
-from pyrosep.demo import MODEL, STREAMS, demo_song, run_demo
+from pyrosep.demo import MODEL, STREAMS, demo_song, run_demo, run_toy_demo
 from pyrosep.errors import MissingDependencyError
 from pyrosep.priors import shipped_models
 from pyrosep.separate import Settings
@@ -71,6 +71,21 @@ def test_the_demonstration(tmp_path, song, monkeypatch):
     assert result["picture"] == str(picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert len({tuple(pixel) for pixel in _pixels(picture)}) > 100, "a picture with something in it"
+
+
+def test_toy_waves_are_named(tmp_path):
+    steps = []
+    result = run_toy_demo(tmp_path, progress=lambda done, total: steps.append((done, total)))
+    assert [row["sigma"] for row in result["naming"]] == [0.03, 0.1, 0.36, 1.0]
+    for row in result["naming"]:
+        assert row["frames"] == 40
+        if row["sigma"] <= 0.36:
+            assert row["right"] >= 0.8  # of 95 % in truth, fewer than 32 of 40 are one in ten thousand
+        assert row["exact_right"] == 1.0
+        assert row["exact_snr_db"] > row["snr_db"]
+    assert steps[-1] == (16, 16)
+    assert result["picture"] == str(tmp_path / "cross-likelihood.png")
+    assert len({tuple(pixel) for pixel in _pixels(result["picture"])}) > 100
 
 
 def _pixels(path):

@@ -143,6 +143,21 @@ def test_mixed_precision_leaves_the_inputs_alone():
     assert set(seen) == {(torch.float32, torch.bfloat16)}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gradients_of_all_parameters_are_clipped_together(optimizer):
+    norms = []
+
+    def steep(net, x):
+        norms.append([p.grad.norm() for p in net.parameters() if p.grad is not None])  # of the step before
+        return 1000 * loss(net, x)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+    settings = SETTINGS | {"optimizer": optimizer, "clip": 0.5}
+    Trainer(TrainingSettings(**settings), quiet=True).fit(net, steep, lambda count: torch.randn(count, 8))
+    assert [float(torch.stack(one).norm()) for one in norms[1:]] == pytest.approx([0.5] * 11, rel=1e-4)
+
+
 def test_gradients_that_are_not_finite_change_nothing_and_end_the_run_if_they_stay():
     calls = []
 
