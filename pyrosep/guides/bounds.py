@@ -1,4 +1,4 @@
-"""How good a guide is: importance weights and the bounds on the evidence that they give; and mixes of the model's own."""
+"""Importance weights of a guide and the bounds on the evidence that they give; mixes drawn from the model itself."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ class EncoderGuide(PyroModule):
                 f"{list(heads or {})}"
             )
         if channels is not None and channels < 1:
-            raise ConfigurationError(f"channels must be at least 1, or None for a mix without that axis; got {channels}")
+            raise ConfigurationError(
+                f"channels must be at least 1, or None for a mix without that axis; got {channels}"
+            )
         self.shared, self.channels = bool(shared), channels
         self.size = UNetSize() if size is None else size
         self.noise = float(noise)
