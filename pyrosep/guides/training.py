@@ -160,14 +160,16 @@ class _Run:
                 raise ShapeError(f"expected mixes one after the other, (mix, ..., time); got shape {tuple(mix.shape)}")
             with poutine.block():
                 single = poutine.trace(model).get_trace(mix[0])
-            like = next(guide.parameters())
-            if mix.device == like.device:  # else the trainer moves the guide to where the priors are
+            priors = {n: s["fn"] for n, s in single.nodes.items() if isinstance(s.get("fn"), SourcePrior)}
+            if not priors:
+                raise ConfigurationError("the model has no site with a source prior, so that there is nothing to guide")
+            if wrong := {name: prior.time for name, prior in priors.items() if prior.time != mix.shape[-1]}:
+                raise ShapeError(
+                    f"the mixes have {mix.shape[-1]} samples, the priors {wrong}; cut the mixes, or take prior.frame"
+                )
+            if mix.device == guide.temperature.device:  # else the trainer moves the guide to where the priors are
                 log_weights(model, guide, mix, 1, batched=True)  # or an error that says why not
         self.nesting = plate_nesting(single)
-        priors = {n: s["fn"] for n, s in single.nodes.items() if isinstance(s.get("fn"), SourcePrior)}
-        priors = {name: prior for name, prior in priors.items() if name in guide.names}
-        if not priors:
-            raise ConfigurationError(f"the model has no source prior at any of the guide's sites {list(guide.names)}")
         self.samples = sum(prior.time for prior in priors.values())
         self.bottom = max(min(float(prior.sigma.min()) for prior in priors.values()), 1e-6)
         if sigma_max is None:
