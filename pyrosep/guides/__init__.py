@@ -1,6 +1,6 @@
 """Guides: encoders of the mix as variational posteriors, their training, and what is kept of them on disk."""
 
-from pyrosep.guides.bounds import iwae, log_weights, simulate
+from pyrosep.guides.bounds import iwae, log_weights, over_mixes, simulate
 from pyrosep.guides.encoder import EncoderGuide
 from pyrosep.guides.models import load_guide, save_guide
 from pyrosep.guides.training import OBJECTIVES, fit_guide
@@ -15,6 +15,7 @@ __all__ = [
     "iwae",
     "load_guide",
     "log_weights",
+    "over_mixes",
     "save_guide",
     "simulate",
 ]

@@ -12,10 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.errors import ConfigurationError, LeakError, ShapeError
 from pyrosep.mixing import plate_nesting
 
-__all__ = ["iwae", "log_weights", "over_mixes", "simulate"]
+__all__ = ["check_independence", "iwae", "log_weights", "over_mixes", "simulate"]
 
 #: An outer plate over mixes, and one over draws.
 _MIXES, _DRAWS = "_pyrosep_mixes", "_pyrosep_draws"
@@ -64,6 +64,35 @@ def log_weights(
         _check_sites(joint, drawn)
         shape = (num_samples, len(mix)) if batched else (num_samples,)
         return _total(joint, shape) - _total(drawn, shape)
+
+
+def check_independence(model: Callable[..., Any], guide: Callable[..., Any], mix: Tensor) -> None:
+    """Make sure that the model's log-density of each of a batch of mixes is what it is of that mix alone.
+
+    Arguments:
+        model, guide: as for :func:`log_weights`.
+        mix: a few, on the first axis.
+
+    Raises:
+        LeakError: it isn't so.
+    """
+    with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+        nesting = plate_nesting(poutine.trace(model).get_trace(mix[0]))
+        drawn = poutine.trace(over_mixes(guide, len(mix), nesting)).get_trace(mix)
+        joint = poutine.trace(poutine.replay(over_mixes(model, len(mix), nesting), drawn)).get_trace(mix)
+        _check_sites(joint, drawn)
+        together = _total(joint, (len(mix),))
+        for i, one in enumerate(mix):
+            values = {name: drawn.nodes[name]["value"][i] for name in drawn.stochastic_nodes}
+            values = {name: value.reshape(drawn.nodes[name]["fn"].event_shape) for name, value in values.items()}
+            alone = _total(poutine.trace(poutine.condition(model, values)).get_trace(one), ())
+            # Rounding of single precision, in a sum over a frame; a leak is a matter of nats for each sample.
+            if not torch.isclose(together[i], alone, rtol=1e-3, atol=1e-2, equal_nan=True):
+                raise LeakError(
+                    f"the log-density of a mix is {float(alone):.6g} nats alone and {float(together[i]):.6g} among "
+                    f"{len(mix)}: some operation of the model reduces over the leading axis, which holds the mixes. "
+                    "Count axes from the end (mean(-2), not mean(0)), and declare event axes with .to_event(n)"
+                )
 
 
 def iwae(weights: Tensor) -> Tensor:

@@ -321,7 +321,8 @@ class _Encoders(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs, features = zip(*(network(x) for network in self.networks), strict=True)
         mean, raw = torch.cat(outputs, 1).unflatten(1, (-1, 2)).unbind(2)
-        return mean + self.direct @ x, raw, torch.cat(features, -1)
+        # Not a matrix product, which mixed precision would round.
+        return mean + (self.direct.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2), raw, torch.cat(features, -1)
 
 
 def _start(name: str, site: Mapping[str, Any], draws: int = 256) -> dict[str, Any]:

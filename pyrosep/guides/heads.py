@@ -70,7 +70,8 @@ class Head(nn.Module):
     def forward(self, features: Tensor, level: Tensor) -> Any:
         """The site's distribution, of features ``(..., features)`` and levels ``(...)``; batch shape ``(...)``."""
         log_level = level.log().clamp(min=_LEAST).unsqueeze(-1)
-        shift, spread = self.linear(torch.cat([features, log_level], -1)).unflatten(-1, (2, -1)).unbind(-2)
+        with torch.autocast(level.device.type, enabled=False):
+            shift, spread = self.linear(torch.cat([features, log_level], -1)).unflatten(-1, (2, -1)).unbind(-2)
         batch = level.shape
         loc = self.loc + self.scale * shift.reshape(batch + self.inner)
         scale = self.scale * (functional.softplus(spread + _ONE).reshape(batch + self.inner) + 1e-4)

@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyrosep.errors import ConfigurationError, MissingDependencyError, ShapeError
-from pyrosep.guides.bounds import iwae, log_weights, over_mixes, simulate
+from pyrosep.guides.bounds import check_independence, iwae, log_weights, over_mixes, simulate
 from pyrosep.guides.encoder import EncoderGuide
 from pyrosep.mixing import at_level, plate_nesting
 from pyrosep.priors import SourcePrior
@@ -84,6 +84,7 @@ def fit_guide(
     Raises:
         ConfigurationError: an unknown objective, data that is missing or of another kind, sites that the guide lacks.
         ShapeError: mixes that don't fit the guide, or a model that is not written for leading batch axes.
+        LeakError: a model in which the mixes of a batch meet.
 
     Example:
         >>> from pyrosep import EncoderGuide, GaussianPrior
@@ -168,7 +169,7 @@ class _Run:
                     f"the mixes have {mix.shape[-1]} samples, the priors {wrong}; cut the mixes, or take prior.frame"
                 )
             if mix.device == guide.temperature.device:  # else the trainer moves the guide to where the priors are
-                log_weights(model, guide, mix, 1, batched=True)  # or an error that says why not
+                check_independence(model, guide, mix)
         self.nesting = plate_nesting(single)
         self.samples = sum(prior.time for prior in priors.values())
         self.bottom = max(min(float(prior.sigma.min()) for prior in priors.values()), 1e-6)

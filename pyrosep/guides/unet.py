@@ -97,5 +97,6 @@ class _Block(nn.Module):
         self.net = WaveNet(width, width, width=width, layers=layers)
 
     def forward(self, h: Tensor) -> Tensor:
+        h = h.to(self.norm.weight.dtype)  # under mixed precision convolutions give half; Fourier transforms need more
         normal = self.norm(h)
         return h + self.net(normal + self.gate(normal))

@@ -7,7 +7,7 @@ from pyro.infer import CSIS
 
 from pyrosep import EncoderGuide, GaussianPrior, fit_guide
 from pyrosep.data import ToyMixes
-from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.errors import ConfigurationError, LeakError, ShapeError
 from pyrosep.guides import UNetSize, simulate
 from pyrosep.guides.training import _Run, log_q
 from pyrosep.mixing import mean_mix, panned_mix, unknown_gains_mix
@@ -178,10 +178,35 @@ def test_figures_on_toy_mixes():
     assert set(figures) == {"step", "elbo", "iwae", "log_q", "si_sdr sine", "si_sdr saw"}
 
 
+def test_in_mixed_precision_draws_meet_the_mix(priors):
+    """To the observation noise, far below what half precision tells apart."""
+    own = guide(priors, project=True, noise=1e-4)
+    model = mean_mix(priors, 1e-4)
+    result = fit_guide(model, own, settings=settings(2, precision="bf16-mixed"), quiet=True)
+    assert result.skipped == 0
+    mix = simulate(model, 3)[0]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        values = own(mix)
+    left = mix - (values["low"] + values["high"]) / 2
+    assert values["low"].dtype == torch.float32
+    assert float(left.abs().max()) < 6e-4  # six deviations
+
+
 def test_leaves_pyros_parameters_alone(priors):
     pyro.param("mine", torch.ones(2))
     fit_guide(mean_mix(priors), guide(priors), settings=settings(2), quiet=True)
     assert list(pyro.get_param_store().keys()) == ["mine"]
+
+
+def test_a_model_in_which_mixes_meet_is_found_out(priors):
+    def leaky(mix=None):
+        low, high = (pyro.sample(name, prior) for name, prior in priors.items())
+        total = (low + high) / 2
+        total = total / total.square().mean().sqrt()
+        return pyro.sample("mix", pyro.distributions.Normal(total, NOISE).to_event(1), obs=mix)
+
+    with pytest.raises(LeakError, match="some operation of the model reduces over the leading axis"):
+        fit_guide(leaky, guide(priors), settings=settings(2), quiet=True)
 
 
 def test_errors(priors):
