@@ -168,6 +168,12 @@ class _Run:
                 raise ShapeError(
                     f"the mixes have {mix.shape[-1]} samples, the priors {wrong}; cut the mixes, or take prior.frame"
                 )
+            away = [name for name, prior in priors.items() if prior.sigma.device.type != settings.accelerator]
+            if away:
+                raise ConfigurationError(
+                    f"training is to run on {settings.accelerator!r}, but the priors of {away} are elsewhere; "
+                    f"move them: prior.to({settings.accelerator!r})"
+                )
             if mix.device == guide.temperature.device:  # else the trainer moves the guide to where the priors are
                 check_independence(model, guide, mix)
         self.nesting = plate_nesting(single)

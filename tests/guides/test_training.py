@@ -219,6 +219,7 @@ def test_errors(priors):
         ({"objective": "elbo", "data": 3}, "expected mixes as a tensor"),
         ({"objective": "elbo", "data": []}, "the data set is empty"),
         ({"annealing": 2.0}, "annealing must be from 0 to 1"),
+        ({"settings": settings(2, accelerator="cuda")}, r"move them: prior.to\('cuda'\)"),
         ({"guide": lambda mix: None}, "pyro.infer.SVI"),
         ({"model": unknown_gains_mix(priors)}, "for_model builds one"),
         ({"model": mean_mix(priors | {"third": priors["low"]})}, "for_model builds one"),
