@@ -1,6 +1,7 @@
 """Bayesian musical source separation in Pyro: a prior for each source, the mix as a model, samples of the sources."""
 
 from pyrosep.diagnostics import compare_chains, summarize, to_inference_data
+from pyrosep.guides import EncoderGuide, fit_guide, load_guide, save_guide
 from pyrosep.infer import (
     MALA,
     SGLD,
@@ -29,6 +30,7 @@ __all__ = [
     "MALA",
     "SGLD",
     "AnnealedSGLD",
+    "EncoderGuide",
     "FloWaveNet",
     "GaussianPosterior",
     "GaussianPrior",
@@ -41,10 +43,13 @@ __all__ = [
     "SourcePrior",
     "SpectralPreconditioner",
     "compare_chains",
+    "fit_guide",
     "fit_spectrum",
+    "load_guide",
     "load_priors",
     "noise_ladder",
     "noised",
+    "save_guide",
     "save_priors",
     "summarize",
     "to_inference_data",

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.priors import SourcePrior
 
 __all__ = [
+    "at_level",
     "linear_mix",
     "mean_mix",
     "panned_mix",
+    "plate_nesting",
     "sample_sources",
     "soft_clipped_mix",
     "unknown_gains_mix",
@@ -143,6 +148,30 @@ def soft_clipped_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01, dri
         return pyro.sample("mix", dist.Normal(mean, noise).to_event(1), obs=mix)
 
     return model
+
+
+def at_level(model: Callable[..., Any], sigma: float | Tensor) -> Callable[..., Any]:
+    """The model with each source prior at noise level ``sigma``, or at its own where that is higher; all else stays.
+
+    Unlike :func:`~pyrosep.noised` it neither denoises nor widens the observation: it smooths the priors alone.
+    """
+    return _AtLevel(sigma)(model)
+
+
+class _AtLevel(Messenger):
+    def __init__(self, sigma: float | Tensor) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if isinstance(fn := msg["fn"], SourcePrior) and not msg["is_observed"]:
+            msg["fn"] = fn.at(torch.maximum(torch.as_tensor(self.sigma).to(fn.sigma), fn.sigma))
+
+
+def plate_nesting(trace: poutine.Trace) -> int:
+    """Axes that a run's plates take up; an outer plate's ``dim`` is one to the left, ``-1 - plate_nesting(trace)``."""
+    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def _check_noise(noise: float) -> None:

@@ -1,14 +1,20 @@
-"""Diagnosing posteriors with ArviZ: InferenceData, summaries of audio, and pictures."""
+"""Diagnosing posteriors with ArviZ: InferenceData, summaries of audio, pictures, and checks of guides."""
 
+from pyrosep.diagnostics.guides import MixCheck, fit_temperature, importance_k_hat, interval_coverage, mix_check
 from pyrosep.diagnostics.inference_data import read_netcdf, to_inference_data, write_netcdf
 from pyrosep.diagnostics.modes import compare_chains, describe_modes
 from pyrosep.diagnostics.plots import plot_diagnostics, plot_spectrograms
 from pyrosep.diagnostics.summaries import audio_summaries, summarize, verdict
 
 __all__ = [
+    "MixCheck",
     "audio_summaries",
     "compare_chains",
     "describe_modes",
+    "fit_temperature",
+    "importance_k_hat",
+    "interval_coverage",
+    "mix_check",
     "plot_diagnostics",
     "plot_spectrograms",
     "read_netcdf",

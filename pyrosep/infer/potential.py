@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
+from pyrosep.mixing import plate_nesting
 from pyrosep.priors import SourcePrior
 
 __all__ = ["Potential", "Values", "source_prior"]
@@ -82,7 +83,7 @@ class Potential:
 
         with torch.no_grad():
             single = poutine.trace(model).get_trace(*args, **self.kwargs)
-            self._chain_dim = -1 - _plate_nesting(single)
+            self._chain_dim = -1 - plate_nesting(single)
             prototype = single
             if num_chains is not None:
                 try:
@@ -254,11 +255,6 @@ class Potential:
                 f"the chains of this model are not independent: the energy of one changes with another's value of "
                 f"{names}. Some operation reduces over the leading axis, which holds the chains. {_ADVICE}"
             )
-
-
-def _plate_nesting(trace: poutine.Trace) -> int:
-    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def _refuse_subsampling(name: str, fn: _Subsample) -> None:

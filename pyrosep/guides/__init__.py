@@ -1,0 +1,21 @@
+"""Guides: encoders of the mix as variational posteriors, their training, and what is kept of them on disk."""
+
+from pyrosep.guides.bounds import iwae, log_weights, over_mixes, simulate
+from pyrosep.guides.encoder import EncoderGuide
+from pyrosep.guides.models import load_guide, save_guide
+from pyrosep.guides.training import OBJECTIVES, fit_guide
+from pyrosep.guides.unet import UNet, UNetSize
+
+__all__ = [
+    "OBJECTIVES",
+    "EncoderGuide",
+    "UNet",
+    "UNetSize",
+    "fit_guide",
+    "iwae",
+    "load_guide",
+    "log_weights",
+    "over_mixes",
+    "save_guide",
+    "simulate",
+]
