@@ -81,7 +81,7 @@ def test_toy_waves_are_named(tmp_path):
         assert row["frames"] == 40
         if row["sigma"] <= 0.36:
             assert row["right"] >= 0.8  # of 95 % in truth, fewer than 32 of 40 are one in ten thousand
-        assert row["exact_right"] == 1.0
+        assert row["exact_right"] >= 0.9  # of 99.8 % in truth at the highest level, and all below
         assert row["exact_snr_db"] > row["snr_db"]
     assert steps[-1] == (16, 16)
     assert result["picture"] == str(tmp_path / "cross-likelihood.png")

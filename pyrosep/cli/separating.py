@@ -87,7 +87,7 @@ def demo(
 
 def _naming(rows: list[dict[str, Any]]) -> Table:
     """What flows make of noised toy waves, beside the exact priors, a row a level."""
-    table = Table(title="Held-out toy waves in noise, by flows (and by their exact priors)")
+    table = Table(title="Toy waves in noise, by flows (and exact priors)")
     for column in ("noise", "frames", "named right, %", "SNR in dB", "denoised"):
         table.add_column(column, justify="right")
     for row in rows:
