@@ -311,7 +311,7 @@ def test_bad_inputs(tmp_path):
     [
         ("cross-likelihood", ["--levels", "0.1,1"], {"cross-likelihood": 8, "naming": 6}),
         ("noised-likelihood", ["--levels", "0.1", "--noises", "0,0.5"], {"noised-likelihood": 6}),
-        ("constant-inputs", ["--levels", "0.1"], {"constant-inputs": 10}),
+        ("constant-inputs", ["--levels", "0.1"], {"constant-inputs": 12}),
     ],
 )
 def test_commands(command, arguments, tables, tmp_path):
@@ -332,8 +332,9 @@ def test_commands(command, arguments, tables, tmp_path):
 def test_commands_with_bad_options(tmp_path):
     common = ["experiment", "cross-likelihood", "-o", str(tmp_path / "out"), "--frame", "64", "--frames", "2"]
     for arguments, message in (
-        (["--levels", "0.1;1"], "--levels takes numbers by commas; got '0.1;1'"),
-        (["--levels", "0.001"], "at least 0.01"),
+        (["--priors", "toy-flowavenet"], "a multiple of this flow's stride, 512 samples; got 64"),
+        (["--priors", "toy", "--levels", "0.1;1"], "--levels takes numbers by commas; got '0.1;1'"),
+        (["--priors", "toy", "--levels", "0.001"], "at least 0.01"),
         (["--priors", "nothing"], "no model 'nothing'"),
         (["--priors", "song-gaussian"], "toy data has the sources"),
     ):
