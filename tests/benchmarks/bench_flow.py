@@ -6,8 +6,8 @@ the repeats::
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_flow.py --size small --frame 2048 --batch 16 --bf16 --compile
 
-With ``--bf16`` and ``--compile`` the network is also timed under bfloat16 autocast, compiled (for the gradient to frames
-alone: compiling takes minutes), and both, and how far its log-densities then are from those of float32 is printed.
+With ``--bf16`` and ``--compile`` the network is also timed under bfloat16 autocast, compiled (for the gradient to
+frames alone: compiling takes minutes), and both; how far its log-densities then are from float32 is printed.
 """
 
 from __future__ import annotations
