@@ -1,8 +1,8 @@
 """What a flow costs beside a plain PyTorch stack of the same layers, forward and backward.
 
 Not a test. The plain stack has the same squeezes, convolutions and couplings, written down as straight-line PyTorch:
-no transforms of Pyro, no distribution, and of the log-determinant the sums alone. Both are timed in turn, medians over
-the repeats::
+no transforms of Pyro, no distribution, and of the log-determinant the sums alone. All are timed in turn, in an order drawn
+anew each time; medians over the repeats::
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_flow.py --size small --frame 2048 --batch 16 --bf16 --compile
 
@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 import platform
+import random
 import time
 
 import numpy as np
@@ -148,7 +149,7 @@ def main() -> None:
         functions[f"frames, {name}"] = lambda function=function: score(lambda leaf: function(leaf, sigma))
     spent: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(args.repeats + 1):
-        for name, function in functions.items():
+        for name, function in random.sample(list(functions.items()), len(functions)):
             start = time.perf_counter()
             function()
             spent[name].append(1000 * (time.perf_counter() - start))
