@@ -1,8 +1,8 @@
 """What a flow costs beside a plain PyTorch stack of the same layers, forward and backward.
 
 Not a test. The plain stack has the same squeezes, convolutions and couplings, written down as straight-line PyTorch:
-no transforms of Pyro, no distribution, and of the log-determinant the sums alone. All are timed in turn, in an order drawn
-anew each time; medians over the repeats::
+no transforms of Pyro, no distribution, and of the log-determinant the sums alone. All are timed in turn, in an order
+drawn anew each time; medians over the repeats::
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_flow.py --size small --frame 2048 --batch 16 --bf16 --compile
 
