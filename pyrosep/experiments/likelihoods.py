@@ -15,14 +15,13 @@ from torch import Tensor
 from pyrosep.experiments.held_out import HeldOut, LogDensities
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.samplers import wilson_interval
+from pyrosep.priors.flowavenet_training import LEVELS
 
 if TYPE_CHECKING:
     import pandas
 
 __all__ = ["FIXED", "LEVELS", "NOISES", "CrossLikelihood", "constant_inputs", "cross_likelihood", "noised_likelihood"]
 
-#: Noise levels of the priors.
-LEVELS = (0.01, 0.03, 0.1, 0.36, 1.0, 3.0)
 #: Levels of the two priors, one nearly noiseless and one noised, whose inputs get noise of every level of NOISES.
 FIXED = (0.01, 0.36)
 NOISES = (0.0, *LEVELS)
