@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides.heads import Head
-from pyrosep.guides.unet import UNet, UNetSize
+from pyrosep.guides.unet import RefiningUNet, UNetSize
 from pyrosep.priors import SourcePrior
 
 __all__ = ["EncoderGuide"]
@@ -312,7 +312,7 @@ class _Encoders(nn.Module):
 
     def __init__(self, inputs: int, networks: int, gains: Tensor, size: UNetSize) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(UNet(inputs, 2 * len(gains) // networks, size) for _ in range(networks))
+        self.networks = nn.ModuleList(RefiningUNet(inputs, 2 * len(gains) // networks, size) for _ in range(networks))
         self.features = size.width * networks
         # Each mean starts as the mix, in the share of it that equal sources would have.
         start = gains / gains.square().sum() / inputs

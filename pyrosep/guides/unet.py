@@ -11,35 +11,57 @@ from torch.nn import functional
 from pyrosep.errors import ConfigurationError
 from pyrosep.priors.wavenet import SpectralGate, WaveNet
 
-__all__ = ["UNet", "UNetSize"]
+__all__ = ["RefiningUNet", "UNet", "UNetSize"]
 
 
 @dataclass(frozen=True)
 class UNetSize:
-    """How large a :class:`UNet` is.
+    """How large a :class:`RefiningUNet` is.
 
     Attributes:
         hop: samples that become one position.
         width: channels.
         levels: halvings of the number of positions.
         layers: of the WaveNet at each level, one going down and one coming up.
+        passes: U-Nets one after the other, each seeing what those before it made of the signal.
     """
 
     hop: int = 16
     width: int = 64
     levels: int = 2
     layers: int = 5
+    passes: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.hop, self.width, self.layers) < 1 or self.levels < 0:
+        if min(self.hop, self.width, self.layers, self.passes) < 1 or self.levels < 0:
             raise ConfigurationError(
-                f"a U-Net needs hop, width and layers of at least 1 and levels of at least 0; got {self}"
+                f"a U-Net needs hop, width, layers and passes of at least 1 and levels of at least 0; got {self}"
             )
 
     @property
     def stride(self) -> int:
         """Samples that a frame is padded to a multiple of."""
         return self.hop * 2**self.levels
+
+
+class RefiningUNet(nn.Module):
+    """U-Nets that refine an output: each gets the signal beside the outputs so far, and adds to them.
+
+    What one source turns out to be tells the others what is left for them, which the next pass can use.
+
+    Arguments, shapes: those of :class:`UNet`; the features are the last pass's.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: UNetSize) -> None:
+        super().__init__()
+        self.passes = nn.ModuleList(UNet(inputs + outputs * (i > 0), outputs, size) for i in range(size.passes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out, features = self.passes[0](x)
+        for network in list(self.passes)[1:]:
+            more, features = network(torch.cat([x, out], 1))
+            out = out + more
+        return out, features
 
 
 class UNet(nn.Module):
