@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrosep import audio, mixing
 from pyrosep.diagnostics.modes import same_mode, weights_of
 from pyrosep.diagnostics.summaries import audio_summaries
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
+from pyrosep.guides import EncoderGuide
 from pyrosep.infer import (
     COUPLINGS,
     MALA,
@@ -33,7 +37,7 @@ from pyrosep.windows import cross_fade, windows_of
 
 __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
 
-METHODS = ("langevin", "exact")
+METHODS = ("langevin", "exact", "guide", "guide+langevin")
 
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
 #: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
@@ -46,7 +50,9 @@ class Settings:
 
     Attributes:
         method: ``"langevin"`` (chains of :class:`~pyrosep.MALA`, after a search by :class:`~pyrosep.AnnealedSGLD` where
-            the posterior may have several modes) or ``"exact"`` (closed form; Gaussian priors only).
+            the posterior may have several modes), ``"guide+langevin"`` (the same, each chain from a draw of the guide),
+            ``"guide"`` (the guide's own mean and deviation) or ``"exact"`` (closed form; Gaussian priors only).
+            ``None`` is ``"guide+langevin"`` where there is a guide, else ``"langevin"``.
         coupling: of the search: ``"sweeps"``, or a coupling of :func:`~pyrosep.noised` for Langevin moves; ``None`` for
             sweeps with priors that are not Gaussian, and no search with those that are.
         ladder: noise levels of the search, or how many; ``None`` for 20. Giving either makes a search.
@@ -64,7 +70,7 @@ class Settings:
         seed: of the chains.
     """
 
-    method: str = "langevin"
+    method: str | None = None
     coupling: str | None = None
     ladder: int | Sequence[float] | None = None
     redraws: int = 24
@@ -79,7 +85,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in (None, *METHODS):
             raise ConfigurationError(f"method must be one of {METHODS}; got {self.method!r}")
         if self.coupling not in (None, "sweeps", *COUPLINGS):
             raise ConfigurationError(f"coupling must be one of {('sweeps', *COUPLINGS)}; got {self.coupling!r}")
@@ -90,9 +96,10 @@ class Settings:
         for name, least in (("chains", 1), ("draws", 1), ("warmup", 0), ("redraws", 0)):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.method == "langevin" and self.chains * self.draws < 2:
+        sampled = self.method not in ("exact", "guide")
+        if sampled and self.chains * self.draws < 2:
             raise ConfigurationError("one draw has no standard deviation; take at least 2 chains or draws")
-        most = math.inf if self.method == "exact" else self.chains * self.draws
+        most = self.chains * self.draws if sampled else math.inf
         if not 0 <= self.keep <= most:
             raise ConfigurationError(f"keep must be between 0 and the {most} draws that there are; got {self.keep}")
         if self.segment is not None and not 0 < self.segment < math.inf:
@@ -135,6 +142,7 @@ def separate(
     priors: Mapping[str, SourcePrior],
     settings: Settings | None = None,
     *,
+    guide: EncoderGuide | None = None,
     model_gains: str = "level",
     progress: Callable[[int], Any] = lambda samples: None,
 ) -> Separation:
@@ -145,6 +153,7 @@ def separate(
         sample_rate: Hz; it is resampled to the priors' and the sources back.
         priors: by source; see :func:`~pyrosep.load_priors`.
         settings: see :class:`Settings`.
+        guide: of these sources, see :func:`~pyrosep.load_guide`; projected onto mixes of one channel.
         model_gains: what ``Settings.gains`` of ``None`` stands for; of a model that ships, ``model_info(name).gains``.
         progress: called with the number of samples finished, as they are.
 
@@ -166,7 +175,7 @@ def separate(
     """
     if mix.ndim != 2 or not mix.shape[1]:
         raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
-    separator = Separator(priors, sample_rate, settings, model_gains=model_gains)
+    separator = Separator(priors, sample_rate, settings, guide=guide, model_gains=model_gains)
     separator.listen(windows_of(mix, separator.window, separator.window))
     blocks = []
     for block in separator.stream(windows_of(mix, separator.window, separator.hop)):
@@ -187,6 +196,7 @@ class Separator:
         priors: by source, all of one sample rate.
         sample_rate: of the track, Hz.
         settings: see :class:`Settings`.
+        guide: of these sources.
         model_gains: what ``Settings.gains`` of ``None`` stands for.
     """
 
@@ -196,12 +206,16 @@ class Separator:
         sample_rate: int,
         settings: Settings | None = None,
         *,
+        guide: EncoderGuide | None = None,
         model_gains: str = "level",
     ) -> None:
         if not priors:
             raise ConfigurationError("expected at least one prior; got none")
         self.settings = settings or Settings()
         self.names = tuple(priors)
+        #: What is done, the settings' own method or what their ``None`` comes to.
+        self.method = self.settings.method or ("langevin" if guide is None else "guide+langevin")
+        self.guide = _checked(guide, self.names) if "guide" in self.method else None
         self.sample_rate = sample_rate
         first = next(iter(priors.values()))
         rates = {prior.sample_rate for prior in priors.values()}
@@ -222,9 +236,10 @@ class Separator:
         #: Where the chains run.
         self.device = first.sigma.device
         self._gains_kind = self.settings.gains if self.settings.gains is not None else model_gains
-        if self.settings.method == "exact" and not all(isinstance(p, GaussianPrior) for p in priors.values()):
+        if self.method == "exact" and not all(isinstance(p, GaussianPrior) for p in priors.values()):
             raise ConfigurationError("the exact method needs Gaussian priors; use method 'langevin' for others")
         self._parts: list[dict[str, np.ndarray]] = []
+        self._guided_batches = 0
         self._heard = False
 
     # --- first pass -------------------------------------------------------------------------------------------
@@ -312,7 +327,9 @@ class Separator:
             ``(window, source, channel, frame)``.
         """
         mix = mix.to(self.device)
-        if self.settings.method != "exact":
+        if self.method == "guide":
+            return self._guided(mix)
+        if self.method != "exact":
             return self._sampled(mix)
         posterior = GaussianPosterior(
             cast("Mapping[str, GaussianPrior]", self.priors), mix, gains=self.gains, noise=self._noise
@@ -323,6 +340,18 @@ class Separator:
         )
         found = torch.cat([posterior.mean.unsqueeze(0), draws]).transpose(2, 3).cpu() * scale
         return found, (posterior.stddev.cpu()[:, None, None] * scale).expand(found.shape[1:])
+
+    def _guided(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+        start = _Start(self.guide, self.gains)
+        scale = self.gains[:, None, None]
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed + self._guided_batches)
+            self._guided_batches += 1
+            mean, deviation = start.moments(mix)
+            drawn = start(mix.expand(self.settings.keep, *mix.shape)) if self.settings.keep else {}
+        draws = torch.stack([drawn[name] for name in self.names], 3) if drawn else mean.new_zeros(0, *mean.shape)
+        found = torch.cat([mean.unsqueeze(0), draws]).transpose(2, 3).cpu() * scale
+        return found, deviation.transpose(1, 2).cpu() * scale.abs()
 
     def _sampled(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         chains, draws = self.settings.chains, self.settings.draws
@@ -335,7 +364,7 @@ class Separator:
             num_samples=draws,
             warmup_steps=self.settings.warmup,
             num_chains=len(rows),
-            init="mix",
+            init="mix" if self.guide is None else _Start(self.guide, self.gains),
             seed=self.settings.seed + len(self._parts),
             disable_progbar=True,
         )
@@ -425,6 +454,45 @@ class Separator:
         power = octave.abs().square().sum(-1, keepdim=True) + 1e-12
         share = power / power.sum(1, keepdim=True)
         return found + share * (mix - found.sum(2)).unsqueeze(2)
+
+
+class _Start:
+    """A guide for a mix with other gains than it was trained with: it gives sources as they are in the mix.
+
+    A guide's sources grow with the mix, so that gains in the same ratios make no difference at all.
+    """
+
+    def __init__(self, guide: EncoderGuide | None, gains: Tensor) -> None:
+        assert guide is not None
+        assert guide.gains is not None
+        self.guide, own = guide, guide.gains
+        gains = gains.to(own)
+        #: Between the levels of the two mixes, and of each source.
+        self.level = gains.norm() / own.norm()
+        self.scale = (self.level * own / gains).unsqueeze(-1)
+
+    def __call__(self, mix: Tensor) -> dict[str, Tensor]:
+        with poutine.block():
+            values = self.guide(mix / self.level)
+        scaled = {name: value * scale for (name, value), scale in zip(values.items(), self.scale, strict=True)}
+        return {name: pyro.sample(name, dist.Delta(value).to_event(1)) for name, value in scaled.items()}
+
+    def moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+        mean, deviation = self.guide.moments(mix / self.level)
+        return mean * self.scale, deviation * self.scale.abs()
+
+
+def _checked(guide: EncoderGuide | None, names: tuple[str, ...]) -> EncoderGuide:
+    if guide is None:
+        raise ConfigurationError("this method needs a guide; train one (pyrosep train-guide), or use 'langevin'")
+    if guide.names != names:
+        raise ConfigurationError(f"the guide's sources are {list(guide.names)}; expected the priors', {list(names)}")
+    if guide.gains is None or guide.channels is not None or guide.head_names:
+        raise ConfigurationError(
+            "to separate a track a guide must be projected onto mixes of one channel, with fixed gains and no other "
+            "sites: EncoderGuide(priors, project=True or gains)"
+        )
+    return guide
 
 
 def _taper(time: int) -> Tensor:

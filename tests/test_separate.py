@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosep import GaussianPrior, OscillatorPrior
+from pyrosep import EncoderGuide, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
+from pyrosep.guides import UNetSize
 from pyrosep.separate import Separator, Settings, separate
 from pyrosep.windows import windows_of
 
@@ -500,3 +501,82 @@ def test_gaussian_priors_are_not_searched_unless_asked():
     assert not Separator(gaussians(), RATE, Settings()).searches
     assert Separator(gaussians(), RATE, Settings(ladder=5)).searches
     assert Separator(toy(), 14_700, Settings()).searches
+
+
+# Guides
+
+
+class WhiteGuide(EncoderGuide):
+    """What it knows are the sources' levels: projected, the exact posterior of white sources."""
+
+    def __init__(self, deviations, gains):
+        super().__init__(list(deviations), project=gains, noise=1e-4, size=UNetSize(hop=4, width=4, levels=0, layers=1))
+        self.deviations = torch.tensor(list(deviations.values()))
+
+    def _encoded(self, mix):
+        _, _, features, level = super()._encoded(mix)
+        scale = self.deviations.unsqueeze(-1).expand(*mix.shape[:-1], -1, mix.shape[-1])
+        return torch.zeros_like(scale), scale, features, level
+
+
+LEVELS = {"soft": 0.05, "loud": 0.2}
+
+
+def white_priors():
+    return {name: GaussianPrior(torch.full((2,), level**2), FRAME, sample_rate=RATE) for name, level in LEVELS.items()}
+
+
+@pytest.mark.parametrize("gains", [(1.0, 1.0), (0.5, 0.5), (2.0, 4.0)])
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_a_guide_that_is_exact_separates_exactly(gains, rate):
+    """Trained with gains (1, 1), or (1, 2) for the last: the same ratio is all that is needed."""
+    guide = WhiteGuide(LEVELS, (gains[0], gains[1]) if gains[0] == gains[1] == 1 else (0.5, 0.5 * gains[1] / gains[0]))
+    mix = noise(2, 3 * FRAME + 7)
+    found = separate(mix, rate, white_priors(), Settings(method="guide", gains=gains, keep=3), guide=guide)
+    expected = separate(mix, rate, white_priors(), Settings(method="exact", gains=gains))
+    assert db(found.mean - expected.mean, expected.mean) < -50
+    assert found.stddev.mean((1, 2)).allclose(expected.stddev.mean((1, 2)), rtol=0.02)
+    assert found.draws.shape == (3, *found.mean.shape)
+    assert not found.summaries
+    for draw in found.draws:
+        assert draw.sum(0).allclose(mix, atol=1e-5)
+
+
+def test_draws_of_a_guide_have_its_mean_and_deviation():
+    guide = WhiteGuide(LEVELS, (1.0, 1.0))
+    settings = Settings(method="guide", gains=(1.0, 1.0), keep=400)
+    found = separate(noise(1, FRAME), RATE, white_priors(), settings, guide=guide)
+    assert (found.draws.mean(0) - found.mean).std() < 3 * found.stddev.mean() / 20
+    assert found.draws.std(0).mean() == pytest.approx(found.stddev.mean().item(), rel=0.02)
+    again = separate(noise(1, FRAME), RATE, white_priors(), settings, guide=guide)
+    assert torch.equal(found.draws, again.draws)
+    assert not torch.equal(
+        found.draws, separate(noise(1, FRAME), RATE, white_priors(), replace(settings, seed=1), guide=guide).draws
+    )
+
+
+def test_a_guide_that_is_there_starts_the_chains(monkeypatch):
+    """By default chains begin with its draws; they end where the exact posterior is."""
+    guide, starts = WhiteGuide(LEVELS, (0.5, 0.5)), []
+    forward = WhiteGuide.forward
+    monkeypatch.setattr(WhiteGuide, "forward", lambda self, mix: starts.append(mix.shape) or forward(self, mix))
+    mix, settings = noise(1, FRAME), replace(CHAINS, draws=200, gains=(1.0, 1.0))
+    found = separate(mix, RATE, white_priors(), settings, guide=guide)
+    assert starts == [(2, FRAME)]
+    expected = separate(mix, RATE, white_priors(), replace(EXACT, gains=(1.0, 1.0)))
+    assert db(found.mean - expected.mean, expected.mean) < -15
+    separate(mix, RATE, white_priors(), replace(settings, method="langevin"), guide=guide)
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("guide", "match"),
+    [
+        (None, "needs a guide"),
+        (EncoderGuide(["loud", "soft"], project=True), "expected the priors'"),
+        (EncoderGuide(["soft", "loud"]), "projected"),
+    ],
+)
+def test_guides_that_can_not_separate(guide, match):
+    with pytest.raises(ConfigurationError, match=match):
+        Separator(white_priors(), RATE, Settings(method="guide"), guide=guide)

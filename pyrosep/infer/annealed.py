@@ -29,7 +29,8 @@ DEFAULT_LEVELS = 20
 class AnnealedSGLD(MALA):
     r"""Langevin sampling that looks for the sources at falling noise levels, and samples the posterior at the last.
 
-    **Search.** At each level :math:`\sigma_i` of the ladder sites move by one of two kinds of moves:
+    **Search.** Chains begin at the top of the ladder or, where a guide gave their start (``init=guide``), at the level
+    that the guide's own deviations call for. At each level :math:`\sigma_i` sites move by one of two kinds of moves:
 
     - Langevin steps on the :func:`~pyrosep.noised` model, for any model:
       :math:`x \leftarrow x - \eta_i \nabla U_i(x) + \sqrt{2\eta_i}\,\epsilon`, with
@@ -140,8 +141,12 @@ class AnnealedSGLD(MALA):
 
     # --- the search -------------------------------------------------------------------------------------------
 
-    def search(self, potential: Potential, z: Values, progress: Progress) -> Values:
-        """From starting values to where the chains sample, all unconstrained."""
+    def search(self, potential: Potential, z: Values, progress: Progress, levels: Tensor | None = None) -> Values:
+        """From starting values to where the chains sample, all unconstrained.
+
+        Chains come in at the lowest level of the ladder that is not below their own, for noise of that level hides what
+        is wrong with their start; without ``levels`` at the top.
+        """
         names = list(potential.priors)
         if not names:
             raise ConfigurationError("AnnealedSGLD needs a model with source priors as sites; this one has none")
@@ -151,7 +156,9 @@ class AnnealedSGLD(MALA):
         total = len(ladder) + redraws
         with torch.no_grad():
             everyone = torch.arange(search.num_chains, device=next(iter(z.values())).device)
-            search.descend(everyone, search.ladder, None, anew=False)
+            places = _places(search.ladder, levels, search.num_chains).to(everyone.device)
+            for first in places.unique().tolist():
+                search.descend(everyone[places == first], search.ladder[first:], None, anew=False)
             progress(len(ladder), total)
             short = _spread(search.ladder, self.redraw_levels)
             for number in range(redraws):
@@ -213,6 +220,14 @@ class AnnealedSGLD(MALA):
         with torch.no_grad():
             swept = self._sweeper.sweep(sources, torch.arange(count, device=sources.device), 0.0)
         return {name: swept[:, number].reshape(z[name].shape) for number, name in enumerate(names)}
+
+
+def _places(ladder: Sequence[float], levels: Tensor | None, count: int) -> Tensor:
+    """Where each chain comes into a ladder: the lowest level that is not below its own, or the top; ``(chains,)``."""
+    if levels is None:
+        return torch.zeros(count, dtype=torch.int64)
+    above = torch.tensor(ladder, dtype=torch.float64) >= levels.cpu().double().unsqueeze(-1)
+    return (above.sum(-1) - 1).clamp(min=0)
 
 
 def _spread(ladder: Sequence[float], count: int) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrosep.errors import ConfigurationError, InitializationError, ShapeError
 from pyrosep.infer.potential import Potential, Values
 
-__all__ = ["Initial", "initial_values"]
+__all__ = ["Initial", "initial_levels", "initial_values"]
 
 Initial = str | Mapping[str, Tensor] | Callable[..., Any]
 
@@ -56,6 +56,20 @@ def initial_values(potential: Potential, init: Initial) -> Values:
         if not bool(torch.isfinite(value).all()):
             raise InitializationError(f"initial values of site {name!r} are not finite or not in its support")
     return {name: value.detach().clone() for name, value in z.items()}
+
+
+def initial_levels(potential: Potential, init: Initial) -> Tensor | None:
+    """How far the sources that chains start with are off by what their guide says: ``(chains,)``, rms of a sample.
+
+    ``None`` where chains don't start from a guide with ``moments``, such as :class:`~pyrosep.EncoderGuide`.
+    """
+    moments = getattr(init, "moments", None)
+    if moments is None:
+        return None
+    with torch.no_grad():
+        deviation = moments(*potential.args, **potential.kwargs)[1]
+    level = deviation.double().square().mean((-1, -2)).sqrt()
+    return level.reshape(-1).expand(potential.num_chains or 1)
 
 
 def _fitted(name: str, value: Tensor, like: Tensor) -> Tensor:

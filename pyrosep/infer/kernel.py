@@ -137,8 +137,15 @@ class LangevinKernel(MCMCKernel):
 
     # --- set-up -----------------------------------------------------------------------------------------------
 
-    def search(self, potential: Potential, z: Values, progress: Progress) -> Values:
-        """Where the chains are to begin, unconstrained; kernels that look for modes first override it."""
+    def search(self, potential: Potential, z: Values, progress: Progress, levels: Tensor | None = None) -> Values:
+        """Where the chains are to begin, unconstrained; kernels that look for modes first override it.
+
+        Arguments:
+            potential: of the model.
+            z: starting values.
+            progress: called with the moves done, and all.
+            levels: how far the sources in ``z`` are off, ``(chains,)``; ``None`` where nothing is known of them.
+        """
         return z
 
     def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.initial import Initial, initial_values
+from pyrosep.infer.initial import Initial, initial_levels, initial_values
 from pyrosep.infer.kernel import LangevinKernel
 from pyrosep.infer.potential import Potential, Values
 
@@ -114,7 +114,7 @@ class LangevinMCMC(AbstractMCMC):
         z = initial_values(potential, self.init)
         potential.check_independence(z)
         with self._bar("Search", 0) as bar:
-            z = kernel.search(potential, z, partial(_advance, bar))
+            z = kernel.search(potential, z, partial(_advance, bar), initial_levels(potential, self.init))
         kernel.start(potential, self.warmup_steps, z)
         self.potential = potential
         self._run_stage("Warmup", self.warmup_steps)

@@ -69,7 +69,7 @@ def test_sweeps_alone_give_the_posterior(linear, mean_agrees):
     mean_agrees(deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]])
 
 
-def with_start(kernel, search, potential, z, progress):
+def with_start(kernel, search, potential, z, progress, levels=None):
     """A search whose result is thrown away."""
     found = search(kernel, potential, z, progress)
     return {name: torch.full_like(value, 3.0) for name, value in found.items()}
@@ -400,3 +400,59 @@ def test_on_a_gpu(coupling):
     mcmc = LangevinMCMC(AnnealedSGLD(mean_mix(priors), coupling=coupling, redraws=2), 5, 20, num_chains=3, seed=0)
     assert mcmc.run(mix).kernel.state.energy.device.type == "cuda"
     assert bool(mcmc.sample_stats()["lp"].isfinite().all())
+
+
+# --- starts from a guide -----------------------------------------------------------------------------------------
+
+
+class Near:
+    """A guide that gives the true sources with an error, and says how large it is."""
+
+    def __init__(self, truth, error):
+        self.truth, self.error = truth, error
+
+    def __call__(self, mix):
+        for name, value in self.truth.items():
+            pyro.sample(name, dist.Normal(value.expand(mix.shape), self.error + 1e-6).to_event(1))
+
+    def moments(self, mix):
+        shape = (*mix.shape[:-1], len(self.truth), mix.shape[-1])
+        return torch.zeros(shape), torch.as_tensor(self.error).expand(shape)
+
+
+@pytest.fixture(scope="module")
+def oscillating():
+    pyro.set_rng_seed(3)
+    priors = {wave: OscillatorPrior(wave, 512) for wave in ("saw", "square", "sine")}
+    truth = {name: prior.sample() for name, prior in priors.items()}
+    mix = torch.stack(list(truth.values())).mean(0) + 0.01 * torch.randn(512)
+    return mean_mix(priors), truth, mix
+
+
+@pytest.mark.parametrize(("error", "sweeps"), [(0.0, 1), (0.05, 2), (0.5, 4), (0.9, 5), (50.0, 5)])
+def test_chains_come_in_at_the_level_of_their_guides_error(oscillating, error, sweeps):
+    """A ladder of four levels, and a last sweep at the model's own noise; one call a source in a sweep."""
+    model, truth, mix = oscillating
+    kernel = AnnealedSGLD(model, (2.0, 0.7, 0.3, 0.1), redraws=0)
+    LangevinMCMC(kernel, 1, 0, num_chains=4, init=Near(truth, error), seed=0).run(mix)
+    assert kernel.search_calls.tolist() == [3 * sweeps] * 4
+
+
+def test_each_chain_comes_in_at_its_own_level(oscillating):
+    model, truth, mix = oscillating
+    errors = torch.tensor([0.05, 1.0])[:, None, None]
+    start = Near(truth, 0.1)
+    start.moments = lambda mixes: (None, errors.expand(2, 3, 512))
+    kernel = AnnealedSGLD(model, (2.0, 0.7, 0.3, 0.1), redraws=0)
+    LangevinMCMC(kernel, 1, 0, num_chains=2, init=start, seed=0).run(mix.expand(2, -1))
+    assert kernel.search_calls.tolist() == [6, 15]
+
+
+@pytest.mark.parametrize("coupling", ["sweeps", *COUPLINGS])
+def test_a_near_start_is_kept(oscillating, coupling):
+    """From a start that is off by 0.1 with a ladder from 5 on: the search ends nearer to the truth than it began."""
+    model, truth, mix = oscillating
+    kernel = AnnealedSGLD(model, (5.0, 1.0, 0.3, 0.15, 0.1, 0.05, 0.02, 0.01), coupling=coupling, redraws=0)
+    mcmc = LangevinMCMC(kernel, 1, 0, num_chains=4, init=Near(truth, 0.1), seed=0).run(mix)
+    for name, value in mcmc.get_samples().items():
+        assert (si_sdr(value.reshape(4, 1, -1), truth[name].expand(4, 1, -1)) > 20).all()
