@@ -8,6 +8,7 @@ from pyrosep.cli.evaluating import evaluate
 from pyrosep.cli.experimenting import (
     constant_inputs_command,
     cross_likelihood_command,
+    guides_command,
     noised_likelihood_command,
     samplers_command,
 )
@@ -37,6 +38,7 @@ app.add_typer(train_app, name="train-prior")
 for command in (demo, separate, evaluate, models, diagnose):
     app.command()(command)
 experiment_app.command("samplers")(samplers_command)
+experiment_app.command("guides")(guides_command)
 experiment_app.command("cross-likelihood")(cross_likelihood_command)
 experiment_app.command("noised-likelihood")(noised_likelihood_command)
 experiment_app.command("constant-inputs")(constant_inputs_command)

@@ -74,6 +74,55 @@ def samplers_command(
         _report({"samplers": table}, out, json_file, quiet)
 
 
+def guides_command(
+    out: Out,
+    guides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guide", help="Name or folder of one; may be given again. Chains start from the first [toy-guide]."
+        ),
+    ] = None,
+    priors: Priors = "toy",
+    flows: Annotated[str, typer.Option(help="A model of learned priors, for guide+flows.")] = "toy-flowavenet",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="mix, guide, guide+langevin, guide+flows or langevin; may be given again [all]."),
+    ] = None,
+    frames: Annotated[str, typer.Option(help="Samples in a mix, by commas.")] = "4096,16384",
+    mixes: Annotated[int, typer.Option(min=1, help="Mixes of each length.")] = 200,
+    flow_mixes: Annotated[int | None, typer.Option(min=1, help="Mixes for guide+flows [as many].")] = None,
+    chains: Annotated[int, typer.Option(min=1, help="Chains for each mix.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """What guides find in held-out toy mixes, alone and as starts of chains, beside chains without a guide."""
+    with reported():
+        from pyrosep.experiments.guides import METHODS
+        from pyrosep.experiments.guides import guides as study
+
+        chosen_device(device)  # the study runs on the CPU everywhere: its exact priors are in double precision
+        bar, update = track_progress("guides", quiet)
+        with bar:
+            separation, coverage = study(
+                out,
+                guides=guides or ("toy-guide",),
+                priors=priors,
+                flows=flows,
+                methods=methods or METHODS,
+                frames=_numbers(frames, "--frames", int),
+                mixes=mixes,
+                flow_mixes=flow_mixes,
+                chains=chains,
+                seed=seed,
+                workers=workers,
+                progress=update,
+            )
+        _report({"separation": separation, "coverage": coverage}, out, json_file, quiet)
+
+
 def cross_likelihood_command(
     out: Out,
     priors: Priors = "toy-flowavenet",

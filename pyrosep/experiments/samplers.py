@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from pyrosep.data.toy import WAVES, ToyMixes
 from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import si_sdr
 from pyrosep.experiments.report import picture
+from pyrosep.experiments.workers import mapped
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_values
 from pyrosep.mixing import mean_mix
@@ -108,11 +108,8 @@ def samplers(
     ]
     kinds = [replace(task, arm=DEFAULTS, budget=0) for task in tasks]
     tasks = list(dict.fromkeys([*kinds, *tasks]))
-    # Large tensors made anew at every step: the allocator keeps their memory instead of giving it back each time.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4294967296")
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8589934592")
     found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-    for done, (task, result) in enumerate(_map(tasks, workers)):
+    for done, (task, result) in enumerate(mapped(_run, tasks, workers)):
         found.setdefault((task.arm, task.budget, task.sources), []).append(result)
         progress(done + 1, len(tasks))
     rows = []
@@ -165,19 +162,6 @@ def wilson_interval(share: float, trials: int, z: float = 1.959964) -> tuple[flo
     half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
     # None and all: the ends are 0 and 1 but for rounding.
     return (centre - half if share > 0 else 0.0), (centre + half if share < 1 else 1.0)
-
-
-def _map(tasks: Sequence[_Task], workers: int) -> Any:
-    if workers <= 1:
-        yield from ((task, _run(task)) for task in tasks)
-        return
-    import multiprocessing
-
-    # Started afresh: a forked copy of a process with threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_run, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
 
 
 def _kernel(task: _Task, model: Any, priors: dict[str, OscillatorPrior]) -> AnnealedSGLD:

@@ -1,0 +1,29 @@
+"""Tasks of an experiment, spread over processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+__all__ = ["mapped"]
+
+Task = TypeVar("Task")
+
+
+def mapped(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Any]]:
+    """Tasks and what ``function`` makes of them, as they are done, in so many processes (1: in this one)."""
+    # Large tensors made anew at every step: the allocator keeps their memory instead of giving it back each time.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4294967296")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8589934592")
+    if workers <= 1:
+        yield from ((task, function(task)) for task in tasks)
+        return
+    import multiprocessing
+
+    # Started afresh: a forked copy of a process with threads may hang.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(function, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
