@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrosep.data import Song, ToyMixes
 from pyrosep.errors import ConfigurationError, MissingDependencyError
+from pyrosep.guides import EncoderGuide
 from pyrosep.priors import SourcePrior
 from pyrosep.separate import Settings, separate
 
@@ -76,6 +77,7 @@ def evaluate(
     methods: Sequence[str] = ("langevin",),
     settings: Settings | None = None,
     *,
+    guide: EncoderGuide | None = None,
     bss: bool = False,
     on_reference: Callable[[Reference], Any] = lambda reference: None,
 ) -> tuple[list[Score], dict[str, float]]:
@@ -87,6 +89,7 @@ def evaluate(
         methods: see :data:`~pyrosep.separate.METHODS`. The mix itself as the estimate of every source, method
             ``"mix"``, is always scored too.
         settings: of the separation; their ``method`` is passed over.
+        guide: for the methods that use one.
         bss: add BSS Eval v4 (SDR, SIR, SAR, ISR: medians over seconds), by museval.
         on_reference: called after each.
 
@@ -107,7 +110,8 @@ def evaluate(
         estimates = {"mix": reference.mix.expand_as(truth)}
         for method in methods:
             start = time.perf_counter()
-            result = separate(reference.mix, reference.sample_rate, priors, replace(settings, method=method))
+            own = replace(settings, method=method)
+            result = separate(reference.mix, reference.sample_rate, priors, own, guide=guide)
             spent[method] += time.perf_counter() - start
             estimates[method] = result.mean[rows]
         seconds += reference.mix.shape[-1] / reference.sample_rate

@@ -113,6 +113,10 @@ class Settings:
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
 
+    def chosen_method(self, guided: bool) -> str:
+        """The method, or what ``None`` comes to with a guide or without one."""
+        return self.method or ("guide+langevin" if guided else "langevin")
+
 
 @dataclass(frozen=True)
 class Separation:
@@ -214,7 +218,7 @@ class Separator:
         self.settings = settings or Settings()
         self.names = tuple(priors)
         #: What is done, the settings' own method or what their ``None`` comes to.
-        self.method = self.settings.method or ("langevin" if guide is None else "guide+langevin")
+        self.method = self.settings.chosen_method(guide is not None)
         self.guide = _checked(guide, self.names) if "guide" in self.method else None
         self.sample_rate = sample_rate
         first = next(iter(priors.values()))

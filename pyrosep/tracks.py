@@ -20,6 +20,7 @@ from pyrosep import audio
 from pyrosep.diagnostics.inference_data import write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
+from pyrosep.guides import GuideInfo, load_guide
 from pyrosep.priors import ModelInfo, SourcePrior
 from pyrosep.separate import Separator, Settings
 
@@ -85,6 +86,7 @@ def separate_track(
     settings: Settings,
     *,
     model: ModelInfo,
+    guide: GuideInfo | None = None,
     write: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -101,6 +103,7 @@ def separate_track(
         priors: by source.
         settings: see :class:`~pyrosep.Settings`.
         model: what the priors are; recorded in ``run.json``, and its gains are taken where the settings have none.
+        guide: of the same sources, for the methods that use one; recorded too.
         write: the sources to write; all by default. The others explain the mix all the same.
         overwrite: do it again although it is there.
         progress: called with the samples done, and all.
@@ -116,18 +119,23 @@ def separate_track(
     written = list(priors) if write is None else list(write)
     if unknown := [name for name in written if name not in priors]:
         raise ConfigurationError(f"model {model.name!r} has the sources {list(priors)}; asked for {unknown}")
+    method = settings.chosen_method(guide is not None)
     identity = {
         "model": model.name,
         "model_digest": model.digest(),
         "sources": written,
         "input": str(path),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"method": method},
     }
+    if guide is not None and "guide" in method:
+        identity |= {"guide": guide.name, "guide_digest": guide.digest()}
     if folder.exists() and not overwrite:
         return _finished(folder, identity)
     started = time.perf_counter()
     about = audio.info(path)
-    separator = Separator(priors, about.sample_rate, settings, model_gains=model.gains)
+    device = next(iter(priors.values())).sigma.device
+    loaded = load_guide(guide.folder, device=device) if guide is not None and "guide" in method else None
+    separator = Separator(priors, about.sample_rate, settings, guide=loaded, model_gains=model.gains)
     total = separator.listen(audio.blocks(path, separator.window))
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:80]}-"))

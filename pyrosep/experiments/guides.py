@@ -116,7 +116,7 @@ def guides(
         for method in methods:
             count = mixes if flow_mixes is None or method != "guide+flows" else min(mixes, flow_mixes)
             shares = np.array_split(np.arange(count), max(1, -(-count // _TASK)))
-            for guide in guides if method == "guide" else guides[:1]:
+            for guide in guides if method == "guide" else (guides or ("",))[:1]:
                 under = flows if method == "guide+flows" else priors
                 each = 1 if method in ("mix", "guide", "guide+flows") else chains
                 tasks += [_Task(method, guide, under, frame, tuple(map(int, share)), each, seed) for share in shares]

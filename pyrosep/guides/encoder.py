@@ -312,7 +312,7 @@ class _Encoders(nn.Module):
 
     def __init__(self, inputs: int, networks: int, gains: Tensor, size: UNetSize) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(RefiningUNet(inputs, 2 * len(gains) // networks, size) for _ in range(networks))
+        self.networks = nn.ModuleList(RefiningUNet(inputs, len(gains) // networks, size) for _ in range(networks))
         self.features = size.width * networks
         # Each mean starts as the mix, in the share of it that equal sources would have.
         start = gains / gains.square().sum() / inputs
@@ -320,7 +320,7 @@ class _Encoders(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs, features = zip(*(network(x) for network in self.networks), strict=True)
-        mean, raw = torch.cat(outputs, 1).unflatten(1, (-1, 2)).unbind(2)
+        mean, raw = torch.cat(outputs, 1).unbind(2)
         # Not a matrix product, which mixed precision would round.
         return mean + (self.direct.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2), raw, torch.cat(features, -1)
 

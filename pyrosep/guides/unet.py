@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.guides.harmonic import HarmonicGate
 from pyrosep.priors.wavenet import SpectralGate, WaveNet
 
 __all__ = ["RefiningUNet", "UNet", "UNetSize"]
@@ -24,6 +25,7 @@ class UNetSize:
         levels: halvings of the number of positions.
         layers: of the WaveNet at each level, one going down and one coming up.
         passes: U-Nets one after the other, each seeing what those before it made of the signal.
+        harmonic: channels of the :class:`~pyrosep.guides.harmonic.HarmonicGate` before each; 0 for none.
     """
 
     hop: int = 16
@@ -31,11 +33,13 @@ class UNetSize:
     levels: int = 2
     layers: int = 5
     passes: int = 1
+    harmonic: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.hop, self.width, self.layers, self.passes) < 1 or self.levels < 0:
+        if min(self.hop, self.width, self.layers, self.passes) < 1 or min(self.levels, self.harmonic) < 0:
             raise ConfigurationError(
-                f"a U-Net needs hop, width, layers and passes of at least 1 and levels of at least 0; got {self}"
+                "a U-Net needs hop, width, layers and passes of at least 1, and levels and harmonic of at least 0; "
+                f"got {self}"
             )
 
     @property
@@ -45,23 +49,38 @@ class UNetSize:
 
 
 class RefiningUNet(nn.Module):
-    """U-Nets that refine an output: each gets the signal beside the outputs so far, and adds to them.
+    """Means and raw deviations of sources, by U-Nets that each refine what those before them found.
 
-    What one source turns out to be tells the others what is left for them, which the next pass can use.
+    A U-Net gets the signal, what a :class:`~pyrosep.guides.harmonic.HarmonicGate` filters of it for each source, and
+    the estimates so far, and adds to them: what one source turns out to be tells the others what is left for them.
 
-    Arguments, shapes: those of :class:`UNet`; the features are the last pass's.
+    Arguments:
+        inputs: channels of the signal.
+        sources: how many.
+        size: see :class:`UNetSize`.
+
+    Shapes: ``(n, inputs, time)`` to ``(n, sources, 2, time)`` and the last U-Net's features ``(n, width)``.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: UNetSize) -> None:
+    def __init__(self, inputs: int, sources: int, size: UNetSize) -> None:
         super().__init__()
-        self.passes = nn.ModuleList(UNet(inputs + outputs * (i > 0), outputs, size) for i in range(size.passes))
+        later = [0] + [1] * (size.passes - 1)
+        self.gates = nn.ModuleList(
+            HarmonicGate(inputs + sources * more, sources, width=size.harmonic) for more in later if size.harmonic
+        )
+        filtered = inputs * sources if size.harmonic else 0
+        self.passes = nn.ModuleList(UNet(inputs + filtered + 2 * sources * more, 2 * sources, size) for more in later)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out, features = self.passes[0](x)
-        for network in list(self.passes)[1:]:
-            more, features = network(torch.cat([x, out], 1))
-            out = out + more
-        return out, features
+        found: list[Tensor] = []
+        for number, network in enumerate(self.passes):
+            seen = [x]
+            if len(self.gates):
+                means = [out.unflatten(1, (-1, 2))[:, :, 0] for out in found]
+                seen.append(self.gates[number](torch.cat([x, *means], 1), x))
+            out, features = network(torch.cat([*seen, *found], 1))
+            found = [found[0] + out] if found else [out]
+        return found[0].unflatten(1, (-1, 2)), features
 
 
 class UNet(nn.Module):
