@@ -13,6 +13,7 @@ from pyrosep.cli.options import (
     Device,
     Draws,
     Gains,
+    Guide,
     Json,
     Ladder,
     Overlap,
@@ -23,6 +24,7 @@ from pyrosep.cli.options import (
     Sources,
     Warmup,
     chosen_device,
+    chosen_guide,
     parsed_gains,
     parsed_ladder,
     print_table,
@@ -36,7 +38,8 @@ from pyrosep.errors import DataError
 def evaluate(
     data: Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")],
     model: Annotated[str | None, typer.Option("-n", "--model", help="Model [song-gaussian; toy for toy data].")] = None,
-    methods: Annotated[list[str] | None, typer.Option("--method", help="May be given again [langevin].")] = None,
+    methods: Annotated[list[str] | None, typer.Option("--method", help="As in separate; may be given again.")] = None,
+    guide: Guide = None,
     sources: Sources = None,
     seconds: Annotated[float, typer.Option(help="Seconds of each song.")] = 30.0,
     songs: Annotated[int | None, typer.Option(min=1, help="At most so many songs, or toy mixes [all; 8].")] = None,
@@ -67,11 +70,12 @@ def evaluate(
         from pyrosep.data.toy import WAVES
         from pyrosep.evaluate import aggregate, song_references, toy_references
         from pyrosep.evaluate import evaluate as score
+        from pyrosep.guides import load_guide
         from pyrosep.priors import load_priors, model_info
         from pyrosep.separate import Settings
 
-        chosen = methods or ["langevin"]
         info = model_info(model or ("toy" if data == "toy" else "song-gaussian"))
+        own_guide = chosen_guide(guide, info)
         settings = Settings(
             coupling=coupling,
             ladder=parsed_ladder(ladder),
@@ -95,9 +99,19 @@ def evaluate(
             references = song_references(islice(opened, count), names, seconds=seconds, mono=not stereo)
             # All of the model's sources explain the mix, whichever are scored.
             priors = load_priors(info.folder, device=chosen_device(device))
+        if guide is None and own_guide is not None and own_guide.sources != tuple(priors):
+            own_guide = None  # it is of more sources than are to be heard here
+        loaded = None if own_guide is None else load_guide(own_guide.folder, device=chosen_device(device))
+        chosen = methods or [settings.chosen_method(loaded is not None)]
         with progress_bar(count, "evaluating", quiet) as bar:
             scores, factors = score(
-                references, priors, chosen, settings, bss=bss, on_reference=lambda reference: bar.update()
+                references,
+                priors,
+                chosen,
+                settings,
+                guide=loaded,
+                bss=bss,
+                on_reference=lambda reference: bar.update(),
             )
         rows = aggregate(scores)
         if not rows:
@@ -107,6 +121,7 @@ def evaluate(
             {
                 "data": data,
                 "model": info.name,
+                "guide": None if own_guide is None else own_guide.name,
                 "settings": asdict(settings),
                 "summary": rows,
                 "real_time_factor": factors,

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,10 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from pyrosep.errors import ConfigurationError, PyrosepError
+
+if TYPE_CHECKING:
+    from pyrosep.guides import GuideInfo
+    from pyrosep.priors import ModelInfo
 
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all that is random.")]
 Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")]
@@ -38,6 +42,9 @@ Redraws = Annotated[int, typer.Option(min=0, help="Block redraws of the search."
 Segment = Annotated[float | None, typer.Option(help="Seconds in a window [default: the model's frame].")]
 Overlap = Annotated[float, typer.Option(help="Share of a window that it has in common with the next, up to 0.5.")]
 Gains = Annotated[str | None, typer.Option(help="mean, level, fit, or a number a source, by commas [the model's way].")]
+Guide = Annotated[
+    str | None, typer.Option("--guide", help="Name or folder of a guide [the model's own, where it has one].")
+]
 Sources = Annotated[list[str] | None, typer.Option("--source", help="A source; may be given again [default: all].")]
 
 
@@ -91,6 +98,13 @@ def chosen_device(name: str) -> str:
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise ConfigurationError(f"device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
     return name
+
+
+def chosen_guide(name: str | None, model: ModelInfo) -> GuideInfo | None:
+    """The guide that is asked for, or the model's own."""
+    from pyrosep.guides import find_guide, guide_info
+
+    return find_guide(model) if name is None else guide_info(name)
 
 
 def parsed_gains(text: str | None) -> str | tuple[float, ...] | None:

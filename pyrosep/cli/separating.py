@@ -15,6 +15,7 @@ from pyrosep.cli.options import (
     Device,
     Draws,
     Gains,
+    Guide,
     Json,
     Ladder,
     Model,
@@ -26,6 +27,7 @@ from pyrosep.cli.options import (
     Segment,
     Warmup,
     chosen_device,
+    chosen_guide,
     complain,
     one_line,
     parsed_gains,
@@ -118,8 +120,13 @@ def separate(
     model: Model = "song-gaussian",
     out: Out = Path("separated"),
     method: Annotated[
-        str, typer.Option(help="langevin (chains) or exact (closed form, Gaussian priors).")
-    ] = "langevin",
+        str | None,
+        typer.Option(
+            help="guide, guide+langevin (chains from the guide), langevin or exact (closed form, Gaussian priors) "
+            "[guide+langevin where there is a guide, else langevin]."
+        ),
+    ] = None,
+    guide: Guide = None,
     coupling: Coupling = None,
     ladder: Ladder = None,
     redraws: Redraws = 24,
@@ -160,6 +167,7 @@ def separate(
             seed=seed,
         )
         info = model_info(model)
+        own_guide = chosen_guide(guide, info)
         priors = load_priors(model, device=chosen_device(device))
         reports: dict[str, Any] = {}
         usable, failed = [], 0
@@ -181,6 +189,7 @@ def separate(
                         priors,
                         settings,
                         model=info,
+                        guide=own_guide,
                         write=sources,
                         overwrite=overwrite,
                         progress=update,

@@ -91,5 +91,6 @@ def _axis(time: int, device: torch.device, dtype: torch.dtype) -> _Axis:
     # Nowhere zero, for frames of a few samples too.
     window = (math.pi * (torch.arange(time, dtype=double) + 0.5) / time).sin().square()
     window = 2 * window / window.sum()
-    kinds = {"device": device, "dtype": dtype}
-    return _Axis(window.to(**kinds), gather.to(**kinds), below.to(device), (place - below).to(**kinds))
+    return _Axis(
+        window.to(device, dtype), gather.to(device, dtype), below.to(device), (place - below).to(device, dtype)
+    )

@@ -14,8 +14,9 @@ from torch import Tensor
 from pyrosep.checkpoint import digest, load_weights, save_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, UnknownModelError
 from pyrosep.guides.encoder import EncoderGuide
+from pyrosep.priors import ModelInfo
 
-__all__ = ["GuideInfo", "check_guide_folder", "guide_info", "load_guide", "save_guide", "shipped_guides"]
+__all__ = ["GuideInfo", "check_guide_folder", "find_guide", "guide_info", "load_guide", "save_guide", "shipped_guides"]
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "guides"
 KIND = "encoder-guide"
@@ -59,6 +60,19 @@ def guide_info(guide: str | os.PathLike[str]) -> GuideInfo:
         CheckpointError: the folder's files are not a guide's.
     """
     return _open(guide)[0]
+
+
+def find_guide(model: ModelInfo) -> GuideInfo | None:
+    """The guide of a model, in its folder's ``guide`` or, for a model that ships, among those that ship; or ``None``.
+
+    Arguments:
+        model: see :func:`~pyrosep.priors.model_info`.
+    """
+    if (model.folder / "guide" / "config.json").is_file():
+        return guide_info(model.folder / "guide")
+    if model.folder.resolve().parent != SHIPPED.parent.resolve():
+        return None
+    return next((info for info in shipped_guides() if info.model == model.name), None)
 
 
 def check_guide_folder(folder: str | os.PathLike[str]) -> None:
