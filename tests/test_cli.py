@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,8 +16,9 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from pyrosep import GaussianPrior, audio, save_priors
+from pyrosep import EncoderGuide, GaussianPrior, audio, save_guide, save_priors
 from pyrosep.cli import app
+from pyrosep.guides import UNetSize
 from pyrosep.priors import load_priors, model_info
 
 RATE = 8_000
@@ -513,6 +515,54 @@ def test_a_place_that_can_not_be_written_to(where, song, model, tmp_path):
     assert "unexpected" not in line
 
 
+# Guides
+
+
+@pytest.fixture(scope="module")
+def guided(model, tmp_path_factory):
+    """The model with a guide of its own, untrained."""
+    folder = tmp_path_factory.mktemp("guided") / "tiny"
+    shutil.copytree(model, folder)
+    size = UNetSize(hop=4, width=4, levels=0, layers=1)
+    save_guide(folder / "guide", EncoderGuide(load_priors(folder), size=size, project=[1.0, 1.0]), model="tiny")
+    return folder
+
+
+@pytest.mark.parametrize("method", [None, "guide", "guide+langevin", "langevin"])
+def test_separate_with_the_models_own_guide(method, song, guided, tmp_path):
+    options = () if method is None else ("--method", method)
+    done("separate", song, "-n", guided, "-o", tmp_path / "out", *options, *QUICK)
+    folder = tmp_path / "out" / "tiny" / "song"
+    sums_to(folder, noise(2))
+    run_ = json.loads((folder / "run.json").read_text())
+    assert run_["settings"]["method"] == (method or "guide+langevin")
+    assert run_.get("guide") == (None if method == "langevin" else "guide")
+    assert (folder / "posterior.nc").is_file() == (method != "guide")
+
+
+def test_separate_with_a_guide_from_elsewhere(song, model, guided, tmp_path):
+    options = ("-n", model, "-o", tmp_path / "out", *QUICK)
+    done("separate", song, *options, "--guide", guided / "guide")
+    assert json.loads((tmp_path / "out" / "tiny" / "song" / "run.json").read_text())["guide"] == "guide"
+    assert "--overwrite" in failed("separate", song, *options)  # that would be another method
+    assert "done before" in done("separate", song, *options, "--guide", guided / "guide").stdout
+
+
+def test_methods_that_need_a_guide(song, model, tmp_path):
+    for method in ("guide", "guide+langevin"):
+        assert "needs a guide" in failed("separate", song, "-n", model, "--method", method, "-o", tmp_path)
+    assert "no guide 'none'" in failed("separate", song, "-n", model, "--guide", "none", "-o", tmp_path)
+
+
+def test_evaluate_with_a_guide(stems, guided, tmp_path):
+    figures = tmp_path / "figures.json"
+    options = ("--method", "guide", "--method", "exact", "--json", figures)
+    done("evaluate", "--data", stems, "-n", guided, *options)
+    report = json.loads(figures.read_text())
+    assert report["guide"] == "guide"
+    assert set(report["real_time_factor"]) == {"guide", "exact"}
+
+
 # Evaluation
 
 
@@ -523,7 +573,7 @@ def test_evaluate_a_folder(stems, model, tmp_path):
     for words in ("tiny on", "2 mixes", "low", "high", "mean", "exact", "langevin", "of computing a second of audio"):
         assert words in text
     report = json.loads(figures.read_text())
-    assert set(report) == {"data", "model", "settings", "summary", "real_time_factor", "scores"}
+    assert set(report) == {"data", "model", "guide", "settings", "summary", "real_time_factor", "scores"}
     assert report["settings"]["seed"] == 1
     assert set(report["real_time_factor"]) == {"exact", "langevin"}
     assert len(report["scores"]) == 2 * 3 * 2
