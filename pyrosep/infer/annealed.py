@@ -145,7 +145,8 @@ class AnnealedSGLD(MALA):
         """From starting values to where the chains sample, all unconstrained.
 
         Chains come in at the lowest level of the ladder that is not below their own, for noise of that level hides what
-        is wrong with their start; without ``levels`` at the top.
+        is wrong with their start; without ``levels`` at the top. From a known level a descent that explains less of the
+        mix than the start did is taken back.
         """
         names = list(potential.priors)
         if not names:
@@ -158,7 +159,8 @@ class AnnealedSGLD(MALA):
             everyone = torch.arange(search.num_chains, device=next(iter(z.values())).device)
             places = _places(search.ladder, levels, search.num_chains).to(everyone.device)
             for first in places.unique().tolist():
-                search.descend(everyone[places == first], search.ladder[first:], None, anew=False)
+                down = partial(search.descend, everyone[places == first], search.ladder[first:], None, anew=False)
+                down() if levels is None else search.refine(down)
             progress(len(ladder), total)
             short = _spread(search.ladder, self.redraw_levels)
             for number in range(redraws):

@@ -102,12 +102,31 @@ class Search(ABC):
         _, power, noise = self.residual()
         before, energy = dict(self.z), self.energy()
         move()
-        rise = self.energy() - energy
+        after = self.energy()
         temperature = max(tolerance, 1e-9) ** 2 * power / noise
-        refused = torch.rand_like(rise) >= (-rise / temperature).clamp(max=0).exp()
+        chance = ((energy - after) / temperature).clamp(max=0).exp()
+        self._take_back(before, ~(torch.rand_like(after) < chance) | ~after.isfinite())
+
+    def refine(self, move: Callable[[], None]) -> None:
+        """Make a move that is to refine a start; take it back where it leaves more unexplained than there was.
+
+        Chains whose residual is down to the noise keep it in any case.
+        """
+        before, was = dict(self.z), self.residual()[0]
+        move()
+        left, _, noise = self.residual()
+        worse = (left > was) & (left > SETTLED * (noise + self._own_noise()))
+        self._take_back(before, worse | ~left.isfinite())
+
+    def _take_back(self, before: Values, chains: Tensor) -> None:
+        """Put chains, by a mask ``(chains,)``, back to where they were."""
         for name, value in self.z.items():
-            mask = refused.reshape((-1,) + (1,) * (value.ndim - 1)) if self.potential.batch_ndim else refused
+            mask = chains.reshape((-1,) + (1,) * (value.ndim - 1)) if self.potential.batch_ndim else chains
             self.z[name] = torch.where(mask, before[name], value)
+
+    def _finite(self) -> Tensor:
+        """Chains all of whose values are finite, a mask ``(chains,)``."""
+        return torch.stack([self._per_chain(value).isfinite().flatten(1).all(-1) for value in self.z.values()]).all(0)
 
     def _per_chain(self, value: Tensor) -> Tensor:
         if self.potential.batch_ndim:
@@ -186,7 +205,9 @@ class SweepSearch(Search):
             if not self.fixed:
                 self.redraws.mix = self._neighbour(self.z)
             sources = self._sources(chains)
-            sources[rows, index] = self.redraws.draw(sources, index, chains, sigma)
+            drawn = self.redraws.draw(sources, index, chains, sigma)
+            # A learned denoiser may lead a draw astray.
+            sources[rows, index] = torch.where(drawn.isfinite().all(-1, keepdim=True), drawn, sources[rows, index])
             self._put(chains, sources)
 
     def _move_others(self, chains: Tensor, sigma: float, steps: int = 3, size: float = 0.5) -> None:
@@ -293,6 +314,7 @@ class LangevinSearch(Search):
                     kept = torch.where(active[name] & anew, 0.0, 1.0).unsqueeze(-1)
                     spread = added[name].sqrt().unsqueeze(-1)
                     self.z[name] = kept * self.z[name] + spread * torch.randn_like(self.z[name])
+            before = dict(self.z)
             self.noised.sigma = levels
             if not self._fixed:
                 self.noised.responses = self._responses()
@@ -310,7 +332,13 @@ class LangevinSearch(Search):
             after = ladder[number + 1] if number + 1 < len(ladder) else None
             if after is not None and (self.ancestral or not self._fixed):
                 self._move_on(active, own, added, after)
-            self._check(sigma)
+            finite = self._finite()
+            if not bool(finite.any()):
+                raise DivergenceError(
+                    f"no chain is finite any more at noise level {sigma:.3g} of the search; take a smaller "
+                    "langevin_step, or look at the data"
+                )
+            self._take_back(before, ~finite)
 
     def _active(self, chains: Tensor, blocks: Tensor | None) -> dict[str, Tensor]:
         """Which chains move which source, in the batch shape of each source."""
@@ -399,11 +427,3 @@ class LangevinSearch(Search):
             return {}
         scales = diagonal_scales(self.potential, self.clean | {n: self.z[n] for n in self.others}, self.others, 2)
         return {name: (scale.square() / (1 + scale.square())).sqrt() for name, scale in scales.items()}
-
-    def _check(self, sigma: float) -> None:
-        for name, value in self.z.items():
-            if not bool(torch.isfinite(value).all()):
-                raise DivergenceError(
-                    f"site {name!r} is not finite any more at noise level {sigma:.3g} of the search; take a smaller "
-                    "langevin_step, or look at the data"
-                )

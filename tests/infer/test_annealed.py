@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import MCMC
 
 from pyrosep import AnnealedSGLD, GaussianPrior, LangevinMCMC, OscillatorPrior, Potential
-from pyrosep.errors import ConfigurationError
+from pyrosep.errors import ConfigurationError, DivergenceError
 from pyrosep.evaluate import si_sdr
 from pyrosep.infer import COUPLINGS, initial_values, noised
 from pyrosep.mixing import linear_mix, mean_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
@@ -456,3 +456,52 @@ def test_a_near_start_is_kept(oscillating, coupling):
     mcmc = LangevinMCMC(kernel, 1, 0, num_chains=4, init=Near(truth, 0.1), seed=0).run(mix)
     for name, value in mcmc.get_samples().items():
         assert (si_sdr(value.reshape(4, 1, -1), truth[name].expand(4, 1, -1)) > 20).all()
+
+
+def test_a_descent_that_explains_less_than_the_start_is_taken_back(oscillating):
+    """A guide that is right but says it knows nothing: from the top of a short ladder few chains find the way again."""
+    model, truth, mix = oscillating
+    start = Near(truth, 0.0)
+    start.moments = lambda mixes: (None, torch.full((3, 512), 50.0))
+    options = {"ladder": (8.0, 0.5), "redraws": 0, "sweep_every": 0}
+    lost = LangevinMCMC(AnnealedSGLD(model, **options), 1, 0, num_chains=8, seed=0).run(mix)
+    kept = LangevinMCMC(AnnealedSGLD(model, **options), 1, 0, num_chains=8, init=start, seed=0).run(mix)
+
+    def worst(mcmc):
+        scores = [si_sdr(v.reshape(8, 1, -1), truth[k].expand(8, 1, -1)) for k, v in mcmc.get_samples().items()]
+        return torch.stack(scores).amin(0)
+
+    assert (worst(kept) > 20).all()
+    assert (worst(lost) < 10).any()
+
+
+class Astray(OscillatorPrior):
+    """A prior whose draws, and what it denoises, are not numbers now and then."""
+
+    def draw(self, value, level):
+        drawn = super().draw(value, level)
+        return torch.where(torch.rand(drawn.shape[:-1]).unsqueeze(-1) < 0.2, torch.nan, drawn)
+
+    def denoise(self, value):
+        clean = super().denoise(value)
+        return torch.where(torch.rand(clean.shape[:-1]).unsqueeze(-1) < 0.05, torch.nan, clean)
+
+
+@pytest.mark.parametrize("coupling", ["sweeps", "noisy"])
+def test_a_prior_that_leads_chains_astray_does_not_end_the_search(oscillating, coupling):
+    _, truth, mix = oscillating
+    model = mean_mix({wave: Astray(wave, 512) for wave in truth})
+    kernel = AnnealedSGLD(model, (1.0, 0.3, 0.1, 0.03, 0.01), coupling=coupling, redraws=4)
+    z, _ = searched(kernel, model, (mix,), 6, truth)
+    assert all(value.isfinite().all() for value in z.values())
+
+
+def test_a_search_in_which_nothing_is_finite_says_so(oscillating):
+    class Lost(OscillatorPrior):
+        def denoise(self, value):
+            return torch.nan * super().denoise(value)
+
+    _, truth, mix = oscillating
+    model = mean_mix({wave: Lost(wave, 512) for wave in truth})
+    with pytest.raises(DivergenceError, match=r"no chain is finite any more at noise level 1"):
+        searched(AnnealedSGLD(model, (1.0, 0.1), coupling="noisy", redraws=0), model, (mix,), 2, truth)
