@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pyrosep.errors import CheckpointError, MissingFileError
 
-__all__ = ["load_weights", "save_weights", "write_text"]
+__all__ = ["digest", "load_weights", "save_weights", "write_text"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
@@ -71,6 +72,12 @@ def load_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         return config, load_file(source / TENSORS)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{source / TENSORS} is damaged ({error}); copy or train it again") from error
+
+
+def digest(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of the files that :func:`save_weights` wrote, by which weights trained again are known."""
+    parts = [Path(folder) / name for name in (CONFIG, TENSORS)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts if path.is_file())).hexdigest()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -2,20 +2,23 @@
 
 from pyrosep.guides.bounds import iwae, log_weights, over_mixes, simulate
 from pyrosep.guides.encoder import EncoderGuide
-from pyrosep.guides.models import load_guide, save_guide
+from pyrosep.guides.models import GuideInfo, guide_info, load_guide, save_guide, shipped_guides
 from pyrosep.guides.training import OBJECTIVES, fit_guide
 from pyrosep.guides.unet import UNet, UNetSize
 
 __all__ = [
     "OBJECTIVES",
     "EncoderGuide",
+    "GuideInfo",
     "UNet",
     "UNetSize",
     "fit_guide",
+    "guide_info",
     "iwae",
     "load_guide",
     "log_weights",
     "over_mixes",
     "save_guide",
+    "shipped_guides",
     "simulate",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosep.checkpoint import load_weights, save_weights
+from pyrosep.checkpoint import digest, load_weights, save_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
@@ -55,8 +54,7 @@ class ModelInfo:
 
     def digest(self) -> str:
         """SHA-256 of the model's files, so that a model that was trained again is told from what it was."""
-        parts = [(self.folder / name) for name in ("config.json", "model.safetensors")]
-        return hashlib.sha256(b"".join(path.read_bytes() for path in parts if path.is_file())).hexdigest()
+        return digest(self.folder)
 
 
 def _gaussian_weights(prior: GaussianPrior) -> tuple[Config, dict[str, Tensor]]:
