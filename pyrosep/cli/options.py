@@ -39,6 +39,13 @@ Segment = Annotated[float | None, typer.Option(help="Seconds in a window [defaul
 Overlap = Annotated[float, typer.Option(help="Share of a window that it has in common with the next, up to 0.5.")]
 Gains = Annotated[str | None, typer.Option(help="mean, level, fit, or a number a source, by commas [the model's way].")]
 Sources = Annotated[list[str] | None, typer.Option("--source", help="A source; may be given again [default: all].")]
+LearningRate = Annotated[float, typer.Option(help="The largest of the run.")]
+Optimizer = Annotated[str, typer.Option(help="muon or adamw (which wants a fifth of the rate).")]
+Precision = Annotated[str, typer.Option(help="32-true or bf16-mixed.")]
+ValidateEvery = Annotated[int, typer.Option(min=1, help="Steps between held-out figures.")]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+Summary = Annotated[str, typer.Option(help="One line for `pyrosep models`.")]
+Anew = Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a checkpoint.")]
 
 
 @contextlib.contextmanager
@@ -93,6 +100,17 @@ def chosen_device(name: str) -> str:
     return name
 
 
+def training_settings(device: str, **options: Any) -> Any:
+    """:class:`~pyrosep.trainer.TrainingSettings` for a device by its name on the command line."""
+    from pyrosep.trainer import TrainingSettings
+
+    return TrainingSettings(accelerator=chosen_device(device).partition(":")[0], **options)
+
+
+def figures_line(report: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in report.items())
+
+
 def parsed_gains(text: str | None) -> str | tuple[float, ...] | None:
     if text is None or text in ("mean", "level", "fit"):
         return text
@@ -115,15 +133,15 @@ def write_json(path: Path | None, figures: Any) -> None:
     if path is not None:
         from pyrosep.checkpoint import write_text
 
-        write_text(path, json.dumps(_finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
+        write_text(path, json.dumps(finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def _finite(figures: Any) -> Any:
+def finite(figures: Any) -> Any:
     """The same figures with null for those that JSON has no number for."""
     if isinstance(figures, dict):
-        return {key: _finite(value) for key, value in figures.items()}
+        return {key: finite(value) for key, value in figures.items()}
     if isinstance(figures, list | tuple):
-        return [_finite(value) for value in figures]
+        return [finite(value) for value in figures]
     return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
