@@ -135,6 +135,7 @@ class Trainer:
     Arguments:
         settings: see :class:`TrainingSettings`.
         folder: where checkpoints and TensorBoard logs go; ``None`` keeps neither.
+        about: what else a run is known by, in plain values; a checkpoint of other ones is not resumed from.
         label: beside the progress bar.
         quiet: no progress bar.
 
@@ -152,11 +153,13 @@ class Trainer:
         settings: TrainingSettings,
         *,
         folder: str | os.PathLike[str] | None = None,
+        about: Mapping[str, Any] | None = None,
         label: str = "training",
         quiet: bool = False,
         fabric: Any = None,
     ) -> None:
         self.settings, self.label, self.quiet = settings, label, quiet
+        self.about = dict(about or {})
         self.folder = None if folder is None else Path(folder)
         self.fabric = launch(settings) if fabric is None else fabric
 
@@ -267,6 +270,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": asdict(self.settings),
+            "about": self.about,
             "network": network.state_dict(),
             "average": average,
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -289,7 +293,10 @@ class Trainer:
         path = self.folder / CHECKPOINT
         try:
             state = torch.load(path, map_location=next(network.parameters()).device, weights_only=True)
-            if differing := _differences(state["settings"], asdict(self.settings)):
+            before = state["settings"] | state.get("about", {})
+            # What the checkpoint does not tell, for it is of an earlier version, is not held against it.
+            now = asdict(self.settings) | {key: value for key, value in self.about.items() if key in before}
+            if differing := _differences(before, now):
                 raise CheckpointError(
                     f"{path} is of other settings ({differing}); train with those, or without it into another folder"
                 )

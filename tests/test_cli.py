@@ -26,7 +26,7 @@ RATE = 8_000
 arviz_on_matplotlib = pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")
 #: Warnings of chains are printed, as they are outside of tests, instead of being errors.
 said = pytest.mark.filterwarnings("default:chains .* did not move")
-COMMANDS = ("demo", "separate", "evaluate", "train-prior", "models", "diagnose")
+COMMANDS = ("demo", "separate", "evaluate", "train-prior", "train-guide", "models", "diagnose")
 QUICK = ("--chains", "2", "--draws", "6", "--warmup", "4", "--segment", "0.1")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``pyrosep demo | separate | evaluate | train-prior | experiment | models | diagnose``."""
+"""``pyrosep demo | separate | evaluate | train-prior | train-guide | experiment | models | diagnose``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pyrosep.cli.experimenting import (
     noised_likelihood_command,
     samplers_command,
 )
+from pyrosep.cli.guiding import train_guide_command
 from pyrosep.cli.inspecting import diagnose, models
 from pyrosep.cli.separating import demo, separate
 from pyrosep.cli.training import train_flowavenet_command, train_gaussian_command
@@ -37,6 +38,7 @@ app.add_typer(train_app, name="train-prior")
 
 for command in (demo, separate, evaluate, models, diagnose):
     app.command()(command)
+app.command("train-guide")(train_guide_command)
 experiment_app.command("samplers")(samplers_command)
 experiment_app.command("guides")(guides_command)
 experiment_app.command("cross-likelihood")(cross_likelihood_command)

@@ -13,15 +13,22 @@ from pyrosep.cli.options import Device, Json, Quiet, Seed, print_table, reported
 
 
 def models(seed: Seed = 0, device: Device = "auto", quiet: Quiet = False, json_file: Json = None) -> None:
-    """List the models that ship."""
+    """List the models that ship, and the guides."""
     with reported():
+        from pyrosep.guides import shipped_guides
         from pyrosep.priors import shipped_models
 
-        found = shipped_models()
+        found, guides = shipped_models(), shipped_guides()
         write_json(
             json_file,
             [
-                {"name": info.name, "family": info.family, "sources": info.sources, "sample_rate": info.sample_rate}
+                {
+                    "name": info.name,
+                    "family": info.family,
+                    "sources": info.sources,
+                    "sample_rate": info.sample_rate,
+                    "guides": [guide.name for guide in guides if guide.model == info.name],
+                }
                 for info in found
             ],
         )
@@ -33,6 +40,13 @@ def models(seed: Seed = 0, device: Device = "auto", quiet: Quiet = False, json_f
         for info in found:
             table.add_row(info.name, info.family, ", ".join(info.sources), f"{info.sample_rate} Hz", info.summary)
         print_table(table)
+        if guides:
+            table = Table()
+            for column in ("guide", "model", "sources", "frame", "about"):
+                table.add_column(column)
+            for one in guides:
+                table.add_row(one.name, one.model, ", ".join(one.sources), str(one.frame or ""), one.summary)
+            print_table(table)
 
 
 def diagnose(

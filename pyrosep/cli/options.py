@@ -46,6 +46,13 @@ Guide = Annotated[
     str | None, typer.Option("--guide", help="Name or folder of a guide [the model's own, where it has one].")
 ]
 Sources = Annotated[list[str] | None, typer.Option("--source", help="A source; may be given again [default: all].")]
+LearningRate = Annotated[float, typer.Option(help="The largest of the run.")]
+Optimizer = Annotated[str, typer.Option(help="muon or adamw (which wants a fifth of the rate).")]
+Precision = Annotated[str, typer.Option(help="32-true or bf16-mixed.")]
+ValidateEvery = Annotated[int, typer.Option(min=1, help="Steps between held-out figures.")]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+Summary = Annotated[str, typer.Option(help="One line for `pyrosep models`.")]
+Anew = Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a checkpoint.")]
 
 
 @contextlib.contextmanager
@@ -107,6 +114,17 @@ def chosen_guide(name: str | None, model: ModelInfo) -> GuideInfo | None:
     return find_guide(model) if name is None else guide_info(name)
 
 
+def training_settings(device: str, **options: Any) -> Any:
+    """:class:`~pyrosep.trainer.TrainingSettings` for a device by its name on the command line."""
+    from pyrosep.trainer import TrainingSettings
+
+    return TrainingSettings(accelerator=chosen_device(device).partition(":")[0], **options)
+
+
+def figures_line(report: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in report.items())
+
+
 def parsed_gains(text: str | None) -> str | tuple[float, ...] | None:
     if text is None or text in ("mean", "level", "fit"):
         return text
@@ -129,15 +147,15 @@ def write_json(path: Path | None, figures: Any) -> None:
     if path is not None:
         from pyrosep.checkpoint import write_text
 
-        write_text(path, json.dumps(_finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
+        write_text(path, json.dumps(finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def _finite(figures: Any) -> Any:
+def finite(figures: Any) -> Any:
     """The same figures with null for those that JSON has no number for."""
     if isinstance(figures, dict):
-        return {key: _finite(value) for key, value in figures.items()}
+        return {key: finite(value) for key, value in figures.items()}
     if isinstance(figures, list | tuple):
-        return [_finite(value) for value in figures]
+        return [finite(value) for value in figures]
     return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 

@@ -8,15 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from pyrosep.cli.options import (
+    Anew,
     Device,
     Json,
+    LearningRate,
+    Optimizer,
     Out,
+    Precision,
     Quiet,
+    SaveEvery,
     Seed,
     Sources,
+    Summary,
+    ValidateEvery,
     chosen_device,
+    figures_line,
     progress_bar,
     reported,
+    training_settings,
     write_json,
 )
 from pyrosep.errors import ConfigurationError
@@ -30,7 +39,7 @@ def train_gaussian_command(
     frame: Annotated[int, typer.Option(min=2, help="Samples in a frame of the prior.")] = 16_384,
     window: Annotated[int, typer.Option(min=4, help="Samples in a window of the spectral estimate.")] = 2048,
     gains: Annotated[str, typer.Option(help="How loud sources are in a mix: level, fit or mean.")] = "level",
-    summary: Annotated[str, typer.Option(help="One line for `pyrosep models`.")] = "",
+    summary: Summary = "",
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -55,7 +64,7 @@ def train_gaussian_command(
                 counted = (bar.update() or take for take in own)
                 priors[name], reports[name] = train_gaussian(counted, frame=frame, window=window)
             if not quiet:
-                typer.echo(f"{name}: {', '.join(f'{key} {value}' for key, value in reports[name].items())}")
+                typer.echo(f"{name}: {figures_line(reports[name])}")
         save_priors(out, priors, gains=gains, summary=summary, provenance=reports)
         write_json(json_file, reports)
         if not quiet:
@@ -71,9 +80,9 @@ def train_flowavenet_command(
     size: Annotated[str, typer.Option(help="Of the network: tiny, small or talk.")] = "small",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")] = 6000,
     batch: Annotated[int, typer.Option(min=1, help="Frames in a step, over all processes.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="The largest of the run.")] = 0.02,
-    optimizer: Annotated[str, typer.Option(help="muon or adamw (which wants a fifth of the rate).")] = "muon",
-    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "bf16-mixed",
+    learning_rate: LearningRate = 0.02,
+    optimizer: Optimizer = "muon",
+    precision: Precision = "bf16-mixed",
     sigma_min: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.01,
     sigma_max: Annotated[float | None, typer.Option(help="Highest level [rms times the root of the frame].")] = None,
     score_weight: Annotated[float, typer.Option(help="Weight of denoising score matching in the loss.")] = 0.0,
@@ -86,11 +95,11 @@ def train_flowavenet_command(
     workers: Annotated[int, typer.Option(min=1, help="Sources trained side by side, a process each.")] = 1,
     devices: Annotated[int, typer.Option(min=1, help="Devices for each source; on a CPU, processes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines for each source.")] = 1,
-    validate_every: Annotated[int, typer.Option(min=1, help="Steps between held-out figures.")] = 500,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    validate_every: ValidateEvery = 500,
+    save_every: SaveEvery = 500,
     gains: Annotated[str, typer.Option(help="How loud sources are in a mix: level, fit or mean.")] = "level",
-    summary: Annotated[str, typer.Option(help="One line for `pyrosep models`.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a checkpoint.")] = False,
+    summary: Summary = "",
+    overwrite: Anew = False,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -101,7 +110,6 @@ def train_flowavenet_command(
         from pyrosep.data.catalog import open_songs
         from pyrosep.data.toy import WAVES
         from pyrosep.priors import SIZES, save_priors
-        from pyrosep.trainer import TrainingSettings
 
         if size not in SIZES:
             raise ConfigurationError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
@@ -111,7 +119,8 @@ def train_flowavenet_command(
             raise ConfigurationError("--contrast and --start go with --schedule continuous")
         if workers > 1 and devices * nodes > 1:
             raise ConfigurationError("--workers takes one device a source; use either it or --devices and --nodes")
-        settings = TrainingSettings(
+        settings = training_settings(
+            device,
             steps=steps,
             batch=batch,
             learning_rate=learning_rate,
@@ -120,7 +129,6 @@ def train_flowavenet_command(
             validate_every=validate_every,
             save_every=save_every,
             seed=seed,
-            accelerator=chosen_device(device).partition(":")[0],
             devices=devices,
             nodes=nodes,
         )
@@ -155,7 +163,7 @@ def train_flowavenet_command(
                 place = Path(out) if schedule == "continuous" else Path(out) / folder
                 save_priors(place, {name: prior}, gains=gains, summary=summary, provenance={name: own})
             if not quiet:
-                typer.echo(f"{name}: {', '.join(f'{key} {value}' for key, value in report.items())}")
+                typer.echo(f"{name}: {figures_line(report)}")
         write_json(json_file, reports)
         if not quiet:
             typer.echo(f"written to {out}")

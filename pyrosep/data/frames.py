@@ -46,7 +46,7 @@ class SongFrame(NamedTuple):
 
 
 class RandomCrops(Dataset[Tensor]):
-    """Random crops of one source; item i is a float32 tensor `(frame,)`, or `(channel, frame)` with
+    """Random crops of one source, or of the mixes; item i is a float32 tensor `(frame,)`, or `(channel, frame)` with
     `mono=False`.
 
     A song is drawn with probability proportional to its length, the start uniformly within it. Songs that
@@ -59,7 +59,7 @@ class RandomCrops(Dataset[Tensor]):
 
     Arguments:
         songs: any sequence of songs (`StemFolder`, `Musdb18`, a list).
-        source: name of the source.
+        source: name of the source; None takes the mixes.
         frame: length of a crop in samples, at `sample_rate`.
         sample_rate: in Hz; None takes the songs' own.
         size: number of items.
@@ -80,7 +80,7 @@ class RandomCrops(Dataset[Tensor]):
     def __init__(
         self,
         songs: Sequence[Song],
-        source: str,
+        source: str | None,
         frame: int,
         sample_rate: int | None = None,
         size: int = 10_000,
@@ -90,7 +90,9 @@ class RandomCrops(Dataset[Tensor]):
         _check_frame(frame)
         check_seed(seed, size)
         self.source, self.frame, self.size, self.seed, self.mono = source, frame, size, seed, mono
-        having = [song for song in songs if source in song.stems]
+        having = [song for song in songs if source is None or source in song.stems]
+        if not having and source is None:
+            raise DataError("expected at least one song, got none")
         if not having:
             there = sorted({stem for song in songs for stem in song.stems})
             raise DataError(f"none of {len(songs)} songs has a source {source!r}; there are {', '.join(there)}")
@@ -98,8 +100,9 @@ class RandomCrops(Dataset[Tensor]):
         self.songs = [song for song in having if _length(song, self.sample_rate) >= frame]
         if not self.songs:
             longest = max(_length(song, self.sample_rate) for song in having)
+            which = "every song" if source is None else f"every song with {source!r}"
             raise DataError(
-                f"every song with {source!r} is shorter than a frame: the longest has {longest} samples at "
+                f"{which} is shorter than a frame: the longest has {longest} samples at "
                 f"{self.sample_rate} Hz, a frame {frame}; ask for shorter frames"
             )
         self._ends: list[int] = []
@@ -124,7 +127,7 @@ class RandomCrops(Dataset[Tensor]):
         song, start = self._draw(index)
 
         def read(first: int, count: int) -> Tensor:
-            return song.read_source(self.source, first, count)
+            return song.read_mix(first, count) if self.source is None else song.read_source(self.source, first, count)
 
         samples = _resampled(read, song, start, self.frame, self.sample_rate, self.mono)
         return samples[0] if self.mono else samples

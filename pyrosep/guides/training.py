@@ -24,6 +24,8 @@ from pyrosep.trainer import Trainer, TrainingResult, TrainingSettings
 __all__ = ["OBJECTIVES", "fit_guide"]
 
 OBJECTIVES = ("simulated", "elbo", "both")
+#: The mean power at or below which a source counts as silent: SI-SDR is not defined there.
+_SILENCE = 1e-6
 #: Mixes that are validated on, at most, and how many are simulated where none are held out.
 _HELD_OUT = 64
 
@@ -43,6 +45,7 @@ def fit_guide(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     until: int | None = None,
+    about: Mapping[str, Any] | None = None,
     label: str = "guide",
     quiet: bool = False,
     fabric: Any = None,
@@ -71,15 +74,17 @@ def fit_guide(
         stems: by source, a function that draws so many frames ``(count, time)`` of that source alone; for simulation.
         held_out: mixes to validate on, as ``data``; where they come with their sources, SI-SDR is reported. By default
             mixes simulated once, if the objective simulates.
-        num_samples: draws behind the bounds of the validation.
+        num_samples: draws behind the bounds of the validation; 0 leaves ``elbo`` and ``iwae`` out, which ask the priors
+            for densities as nothing else of the simulated objective does.
         sigma_max: where the annealing begins; by default a third of the loudest prior's rms times
             :math:`\sqrt{\mathrm{time}}`.
         annealing: part of the steps.
-        folder, resume, until, label, quiet, fabric: see :class:`~pyrosep.trainer.Trainer`.
+        folder, resume, until, about, label, quiet, fabric: see :class:`~pyrosep.trainer.Trainer`.
 
     Returns:
         the run; :attr:`~pyrosep.trainer.TrainingResult.history` has, for each validation, ``elbo`` and ``iwae`` (nats a
-        mix), ``log_q`` of simulated sources (nats a mix), and ``si_sdr SOURCE`` (dB).
+        mix), ``log_q`` of simulated sources (nats a mix), and ``si_sdr SOURCE`` (dB, over mixes in which the
+        source is not silent).
 
     Raises:
         ConfigurationError: an unknown objective, data that is missing or of another kind, sites that the guide lacks.
@@ -102,9 +107,9 @@ def fit_guide(
         raise ConfigurationError(f"objective must be one of {OBJECTIVES}; got {objective!r}")
     if not isinstance(guide, EncoderGuide):
         raise ConfigurationError(f"fit_guide trains an EncoderGuide; got a {type(guide).__name__}: use pyro.infer.SVI")
-    if not 0 <= annealing <= 1 or num_samples < 1:
+    if not 0 <= annealing <= 1 or num_samples < 0:
         raise ConfigurationError(
-            f"annealing must be from 0 to 1 and num_samples at least 1; got {annealing!r} and {num_samples!r}"
+            f"annealing must be from 0 to 1 and num_samples at least 0; got {annealing!r} and {num_samples!r}"
         )
     if objective != "simulated" and data is None:
         raise ConfigurationError(f"objective {objective!r} needs mixes to train on; give them as data")
@@ -114,7 +119,8 @@ def fit_guide(
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         run = _Run(model, guide, data, objective, settings, stems, sigma_max, annealing)
         validate = _Validation(run, held_out, num_samples)
-        trainer = Trainer(settings, folder=folder, label=label, quiet=quiet, fabric=fabric)
+        about = {"objective": objective, "annealing": annealing, "sigma_max": sigma_max, **(about or {})}
+        trainer = Trainer(settings, folder=folder, about=about, label=label, quiet=quiet, fabric=fabric)
         result = trainer.fit(run.counted, run.loss, run.draw, validate=validate, resume=resume, until=until)
     guide.requires_grad_(True)
     result.network = guide
@@ -234,10 +240,11 @@ class _Validation:
         figures: dict[str, float] = {}
         if self.mix is not None:
             mix = self.mix.to(device)
-            weights = torch.cat(
-                [log_weights(run.model, guide, part, self.num_samples, batched=True) for part in mix.split(8)], 1
-            )
-            figures |= {"elbo": float(weights.mean()), "iwae": float(iwae(weights).mean())}
+            if self.num_samples:
+                weights = torch.cat(
+                    [log_weights(run.model, guide, part, self.num_samples, batched=True) for part in mix.split(8)], 1
+                )
+                figures |= {"elbo": float(weights.mean()), "iwae": float(iwae(weights).mean())}
             if self.truth is not None:
                 mean = torch.cat([guide.moments(part)[0] for part in mix.split(8)])
                 figures |= _si_sdr(guide.names, mean.cpu(), self.truth)
@@ -288,5 +295,7 @@ def _si_sdr(names: tuple[str, ...], estimate: Tensor, truth: Tensor) -> dict[str
         from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as si_sdr
     except ImportError as error:
         raise MissingDependencyError(f"SI-SDR needs torchmetrics ({error}); install it") from error
-    values = si_sdr(estimate.double(), truth.double()).mean(0)
-    return {f"si_sdr {name}": float(value) for name, value in zip(names, values, strict=True)}
+    values, heard = si_sdr(estimate.double(), truth.double()), truth.square().mean(-1) > _SILENCE
+    return {
+        f"si_sdr {name}": float(values[:, k][heard[:, k]].mean()) for k, name in enumerate(names) if heard[:, k].any()
+    }

@@ -24,7 +24,15 @@ from pyrosep.priors.models import load_priors, save_priors
 from pyrosep.priors.oscillator import OscillatorPrior
 from pyrosep.trainer import Trainer, TrainingResult, TrainingSettings
 
-__all__ = ["LEVELS", "Frames", "finetune_flowavenet", "song_frames", "toy_frames", "train_flowavenet"]
+__all__ = [
+    "LEVELS",
+    "Frames",
+    "finetune_flowavenet",
+    "held_out_songs",
+    "song_frames",
+    "toy_frames",
+    "train_flowavenet",
+]
 
 #: Noise levels at which held-out frames are judged; those of published figures among them.
 LEVELS = (0.01, 0.03, 0.1, 0.36, 1.0, 3.0)
@@ -73,6 +81,11 @@ def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> F
     )
 
 
+def held_out_songs(songs: Sequence[Song], source: str) -> list[Song]:
+    """Of ten songs that have the source, and more, every tenth: not to be trained on."""
+    return [song for song in songs if source in song.stems][9::10]
+
+
 def song_frames(
     songs: Sequence[Song],
     source: str,
@@ -90,9 +103,8 @@ def song_frames(
     Raises:
         DataError: see :class:`~pyrosep.data.RandomCrops`.
     """
-    having = [song for song in songs if source in song.stems] or list(songs)
-    apart = having[9::10]
-    train = [song for song in having if song not in apart]
+    apart = held_out_songs(songs, source)
+    train = [song for song in songs if source in song.stems and song not in apart] or list(songs)
     crops = RandomCrops(train, source, frame, sample_rate, size=2**32, seed=seed)
     kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1)
 

@@ -51,6 +51,15 @@ def test_crops_are_cut_where_they_say(songs: StemFolder) -> None:
     assert torch.equal(stereo, by_name[name].read_source("bass", start, 512))
 
 
+def test_crops_of_mixes(songs: StemFolder) -> None:
+    crops = RandomCrops(songs, None, frame=512, size=50)
+    assert [song.name for song in crops.songs] == ["1", "2", "4"]
+    by_name = {song.name: song.read_mix().mean(0) for song in songs}
+    for index in range(50):
+        name, start = crops.crop(index)
+        torch.testing.assert_close(crops[index], by_name[name][start : start + 512])
+
+
 @pytest.mark.parametrize("rate", [4000, 5000, 11_025, 16_000])
 def test_frames_equal_the_whole_song_resampled(songs: StemFolder, rate: int) -> None:
     by_name = {song.name: whole(song, "bass", rate) for song in songs if "bass" in song.sources}
@@ -139,6 +148,10 @@ def test_mistakes(songs: StemFolder) -> None:
         RandomCrops(songs, "piano", 100)
     with pytest.raises(DataError, match="the longest has 12000 samples at 8000 Hz"):
         RandomCrops(songs, "bass", 12_001)
+    with pytest.raises(DataError, match="every song is shorter than a frame"):
+        RandomCrops(songs, None, 12_001)
+    with pytest.raises(DataError, match="at least one song"):
+        RandomCrops([], None, 100)
     with pytest.raises(DataError, match="source 'piano'"):
         FrameGrid(songs, 100, sources=("piano",))
     with pytest.raises(DataError, match="at least one song"):

@@ -8,7 +8,7 @@ from torch.distributions import constraints
 
 from pyrosep import EncoderGuide, GaussianPrior, load_guide, save_guide, save_priors
 from pyrosep.errors import CheckpointError, ConfigurationError, UnknownModelError
-from pyrosep.guides import UNetSize
+from pyrosep.guides import GuideInfo, UNetSize, guide_info, models, shipped_guides
 
 TINY = UNetSize(hop=4, width=6, levels=1, layers=2)
 
@@ -55,6 +55,66 @@ def test_precision_is_kept(tmp_path):
     assert load_guide(tmp_path / "guide").temperature.dtype == torch.float64
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 11), (torch.bfloat16, 8)])
+def test_weights_in_half_precision(tmp_path, dtype, bits):
+    """A file of half the size; what is loaded is single, each weight rounded once, and estimates differ by little."""
+    torch.manual_seed(1)
+    own = EncoderGuide(["a", "b"], size=UNetSize(hop=4, width=48, levels=1, layers=2), project=True, noise=0.1)
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    own.temperature.copy_(torch.tensor([1.2345678, 0.7654321]))
+    save_guide(tmp_path / "full", own)
+    save_guide(tmp_path / "half", own, dtype=dtype)
+    full, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half"))
+    assert 0.5 * full < half < 0.55 * full
+    loaded = load_guide(tmp_path / "half")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    for name, value in own.named_buffers():
+        assert torch.equal(dict(loaded.named_buffers())[name], value), name
+    stored = dict(loaded.named_parameters())
+    for name, value in own.named_parameters():
+        assert torch.equal(stored[name], value.to(dtype).float()), name
+    assert all(parameter.dtype == torch.float32 for parameter in own.parameters()), "the guide itself stays as it is"
+    mix = torch.randn(4, 64)
+    with torch.no_grad():
+        (mean, scale), (rounded, its_scale) = own.moments(mix), loaded.moments(mix)
+    # Some tens of roundings in a row, each relative to what is rounded.
+    assert 0 < float((rounded - mean).std() / mean.std()) < 32 * 2.0**-bits
+    torch.testing.assert_close(its_scale, scale, rtol=32 * 2.0**-bits, atol=0)
+
+
+def test_a_guide_that_is_half_itself_is_loaded_single(tmp_path):
+    own = guide().half()
+    save_guide(tmp_path / "guide", own)
+    loaded = load_guide(tmp_path / "guide")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    assert torch.equal(loaded.sigma_min, own.sigma_min.float())
+
+
+def test_what_a_guide_is(tmp_path, monkeypatch):
+    save_guide(tmp_path / "plain", guide())
+    plain = guide_info(tmp_path / "plain")
+    assert plain == GuideInfo("plain", tmp_path / "plain", ("a", "b"), None, None, "")
+    assert shipped_guides() == [guide_info(path.parent) for path in sorted(models.SHIPPED.glob("*/config.json"))]
+    monkeypatch.setattr(models, "SHIPPED", tmp_path / "shipped")
+    assert shipped_guides() == []
+    save_guide(tmp_path / "shipped" / "named", guide(), model="toy", frame=8, summary="one line")
+    named = guide_info("named")
+    assert (named.name, named.model, named.frame, named.summary) == ("named", "toy", 8, "one line")
+    assert shipped_guides() == [named]
+    assert load_guide("named").names == named.sources
+    before = named.digest()
+    assert before == guide_info(tmp_path / "shipped" / "named").digest() != plain.digest()
+    other = guide()
+    with torch.no_grad():
+        other.encoders.direct.add_(1)
+    save_guide(tmp_path / "shipped" / "named", other, model="toy", frame=8, summary="one line")
+    assert named.digest() != before
+    with pytest.raises(UnknownModelError, match=r"one that ships \(named\)"):
+        guide_info("nowhere")
+
+
 def test_errors(tmp_path):
     with pytest.raises(UnknownModelError, match="no guide 'nowhere'"):
         load_guide("nowhere")
@@ -65,6 +125,21 @@ def test_errors(tmp_path):
         save_guide(tmp_path / "priors", guide())
     with pytest.raises(CheckpointError, match="is not a guide's"):
         load_guide(tmp_path / "priors")
+    with pytest.raises(CheckpointError, match="is not a guide's"):
+        guide_info(tmp_path / "priors")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="is a file"):
+        save_guide(tmp_path / "file", guide())
+    with pytest.raises(ConfigurationError, match="stored as floats"):
+        save_guide(tmp_path / "guide", guide(), dtype=torch.int8)
+    large = guide()
+    with torch.no_grad():
+        large.encoders.direct.fill_(1e5)
+    with pytest.raises(
+        ConfigurationError, match=r"encoders.direct has values up to 1e\+05, too large for torch.float16"
+    ):
+        save_guide(tmp_path / "guide", large, dtype=torch.float16)
+    assert not (tmp_path / "guide").exists()
     save_guide(tmp_path / "guide", guide())
     config = tmp_path / "guide" / "config.json"
     config.write_text(config.read_text().replace('"width": 6', '"width": 7'))

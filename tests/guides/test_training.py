@@ -7,7 +7,7 @@ from pyro.infer import CSIS
 
 from pyrosep import EncoderGuide, GaussianPrior, fit_guide
 from pyrosep.data import ToyMixes
-from pyrosep.errors import ConfigurationError, LeakError, ShapeError
+from pyrosep.errors import CheckpointError, ConfigurationError, LeakError, ShapeError
 from pyrosep.guides import UNetSize, simulate
 from pyrosep.guides.training import _Run, log_q
 from pyrosep.mixing import mean_mix, panned_mix, unknown_gains_mix
@@ -176,6 +176,35 @@ def test_figures_on_toy_mixes():
     result = fit_guide(mean_mix(priors), own, settings=settings(2), held_out=held_out, num_samples=2, quiet=True)
     figures = result.history[-1]
     assert set(figures) == {"step", "elbo", "iwae", "log_q", "si_sdr sine", "si_sdr saw"}
+
+
+def test_figures_without_bounds_and_of_silent_sources(priors):
+    """No density is asked for; SI-SDR is the mean over mixes in which the source sounds."""
+    model, own = mean_mix(priors, NOISE), guide(priors)
+    mixes, values = simulate(model, 8)
+    sources = torch.stack([values["low"], values["high"]], 1)
+    sources[:3, 0] = 0
+    sources[:, 1] = 0
+    result = fit_guide(model, own, settings=settings(2), held_out=Pairs(mixes, sources), num_samples=0, quiet=True)
+    figures = result.history[-1]
+    assert set(figures) == {"step", "log_q", "si_sdr low"}
+    mean = own.moments(mixes)[0][3:, 0].double()
+    expected = 10 * (1 / (1 / torch.cosine_similarity(mean, sources[3:, 0].double()).square() - 1)).log10()
+    assert figures["si_sdr low"] == pytest.approx(float(expected.mean()), abs=1e-2)
+
+
+def test_resumed_with_another_objective(priors, tmp_path):
+    model, options = mean_mix(priors, NOISE), {"settings": settings(4), "folder": tmp_path, "quiet": True}
+    mixes, _ = simulate(model, 4)
+    fit_guide(model, guide(priors), until=2, about={"data": "mine"}, **options)
+    with pytest.raises(CheckpointError, match="objective simulated, not elbo"):
+        fit_guide(model, guide(priors), mixes, objective="elbo", resume=True, **options)
+    with pytest.raises(CheckpointError, match="data mine, not theirs"):
+        fit_guide(model, guide(priors), about={"data": "theirs"}, resume=True, **options)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["about"]  # as earlier versions wrote it
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert fit_guide(model, guide(priors), about={"data": "theirs"}, resume=True, **options).step == 4
 
 
 def test_in_mixed_precision_draws_meet_the_mix(priors):

@@ -1,0 +1,325 @@
+"""``pyrosep train-guide``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pyrosep.cli.options import (
+    Anew,
+    Device,
+    Json,
+    LearningRate,
+    Model,
+    Optimizer,
+    Out,
+    Precision,
+    Quiet,
+    SaveEvery,
+    Seed,
+    Sources,
+    Summary,
+    ValidateEvery,
+    figures_line,
+    finite,
+    parsed_gains,
+    reported,
+    training_settings,
+    write_json,
+)
+from pyrosep.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyrosep.guides import EncoderGuide, UNetSize
+    from pyrosep.priors import ModelInfo
+    from pyrosep.priors.flowavenet_training import Frames
+
+#: Mixes that are validated on.
+_HELD_OUT = 64
+#: The longest frame that is taken by default.
+_LONGEST = 4096
+#: Level of the intervals whose coverage the temperatures see to, and the levels that are reported.
+_LEVEL, _LEVELS = 0.9, (0.5, 0.9)
+
+
+def train_guide_command(
+    model: Model,
+    out: Out,
+    data: Annotated[
+        str, typer.Option("--data", help="priors (draws of them), toy, musdb (at MUSDB_PATH), or ROOT/SONG/STEM.wav.")
+    ] = "priors",
+    sources: Sources = None,
+    objective: Annotated[str, typer.Option(help="simulated, elbo, or both in turn.")] = "simulated",
+    gains: Annotated[
+        str | None, typer.Option(help="mean, level, or a number a source, by commas [the model's].")
+    ] = None,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the observation noise.")] = 0.01,
+    frame: Annotated[int | None, typer.Option(min=2, help="Samples in a mix [the model's frame, up to 4096].")] = None,
+    shared: Annotated[bool, typer.Option("--shared/--apart", help="One network for all sources, or one each.")] = True,
+    project: Annotated[bool, typer.Option("--project/--no-project", help="Condition the sources on the mix.")] = True,
+    hop: Annotated[int, typer.Option(min=1, help="Samples that become one position of the network.")] = 16,
+    width: Annotated[int, typer.Option(min=1, help="Channels of the network.")] = 128,
+    levels: Annotated[int, typer.Option(min=0, help="Halvings of the number of positions.")] = 3,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the network at each level, down and up.")] = 5,
+    start: Annotated[str | None, typer.Option(help="A guide to start from, of whose size this one is then.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 6000,
+    batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 16,
+    learning_rate: LearningRate = 0.01,
+    optimizer: Optimizer = "muon",
+    precision: Precision = "bf16-mixed",
+    annealing: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of the ELBO's steps in which the priors' noise falls.")
+    ] = 0.7,
+    bound_draws: Annotated[
+        int | None, typer.Option(min=0, help="Draws behind the held-out ELBO [0 with simulated, else 4].")
+    ] = None,
+    temperature_mixes: Annotated[
+        int, typer.Option(min=0, help="Mixes that its intervals are calibrated on; 0 leaves them as they are.")
+    ] = 64,
+    devices: Annotated[int, typer.Option(min=1, help="Devices; on a CPU, processes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    validate_every: ValidateEvery = 500,
+    save_every: SaveEvery = 500,
+    half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
+    summary: Summary = "",
+    overwrite: Anew = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Train a guide, an encoder from mixes to their sources, for a model's posterior, and write it to OUT."""
+    with reported():
+        from dataclasses import asdict
+
+        import torch
+
+        from pyrosep.guides import OBJECTIVES, UNetSize, fit_guide, save_guide, simulate
+        from pyrosep.guides.models import check_guide_folder
+        from pyrosep.mixing import linear_mix
+        from pyrosep.priors import load_priors, model_info
+        from pyrosep.trainer import launch
+
+        if objective not in OBJECTIVES:
+            raise ConfigurationError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+        check_guide_folder(out)
+        info = model_info(model)
+        names = tuple(sources or info.sources)
+        time = frame or min(info.frame, _LONGEST)
+        weights = _gains(parsed_gains(gains) or info.gains, info, names)
+        settings = training_settings(
+            device,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            precision=precision,
+            validate_every=validate_every,
+            save_every=save_every,
+            seed=seed,
+            devices=devices,
+            nodes=nodes,
+        )
+        priors = load_priors(info.folder, frame=time, sources=names)
+        guide = _guide(
+            priors,
+            UNetSize(hop, width, levels, layers),
+            start,
+            seed,
+            shared=shared,
+            project=weights if project else False,
+            noise=noise,
+        )
+        frames, mixes = _frames(data, info, names, time, _HELD_OUT + temperature_mixes, seed, objective)
+        fabric = launch(settings)
+        mixing = linear_mix({name: prior.to(fabric.device) for name, prior in priors.items()}, weights, noise)
+        stems = {name: _on(fabric.device, own.draw) for name, own in frames.items()}
+        mixes = mixes or (lambda count: simulate(mixing, count, stems=stems)[0])
+        held_out = _simulated(mixing, names, frames, 0, _HELD_OUT, seed)
+        about = {
+            "model": f"{info.name} ({info.digest()[:8]})",
+            "data": data if data in ("priors", "toy", "musdb") else "songs",
+            "sources": list(names),
+            "gains": weights,
+            "noise": noise,
+            "frame": time,
+            **vars(guide.size),
+            "shared": guide.shared,
+            "project": project,
+        }
+        result = fit_guide(
+            mixing,
+            guide.to(fabric.device),
+            None if objective == "simulated" else _on(fabric.device, mixes),
+            objective=objective,
+            settings=settings,
+            stems=None if objective == "elbo" else stems,
+            held_out=[*zip(*held_out, strict=True)],
+            num_samples=(0 if objective == "simulated" else 4) if bound_draws is None else bound_draws,
+            annealing=annealing,
+            folder=out / "training",
+            resume=not overwrite,
+            about=about,
+            label=info.name,
+            quiet=quiet,
+            fabric=fabric,
+        )
+        if not fabric.is_global_zero:
+            return
+        figures = result.history[-1] if result.history else {}
+        report: dict[str, Any] = {
+            "objective": objective,
+            "steps": result.step,
+            "seconds": round(result.seconds, 1),
+            "parameters": sum(parameter.numel() for parameter in guide.parameters()),
+            **({"skipped_steps": result.skipped} if result.skipped else {}),
+            **{key: round(value, 2) for key, value in figures.items() if key != "step"},
+        }
+        lines = [figures_line(report)]
+        if temperature_mixes:
+            fresh = _simulated(mixing, names, frames, _HELD_OUT, temperature_mixes, seed)
+            report |= (trust := _calibrated(guide, fresh, held_out))
+            before, after = (
+                {name: own[str(_LEVEL)] for name, own in part.items()} for part in trust["coverage"].values()
+            )
+            lines += [
+                f"{name}: temperature {trust['temperature'][name]}, intervals of {_LEVEL} cover {before[name]}, "
+                f"by temperature {after[name]}"
+                for name in names
+            ]
+        save_guide(
+            out,
+            guide.cpu(),
+            model=info.name,
+            frame=time,
+            summary=summary,
+            dtype=torch.float16 if half else None,
+            provenance=finite(
+                report
+                | {"data": data, "start": start, "gains": weights, "noise": noise, "model_digest": info.digest()}
+                | {"settings": asdict(settings)}
+            ),
+        )
+        write_json(json_file, about | report)
+        if not quiet:
+            for line in (*lines, f"written to {out}"):
+                typer.echo(line)
+
+
+def _gains(kind: str | tuple[float, ...], info: ModelInfo, names: Sequence[str]) -> list[float]:
+    """One gain a source, as mixes are simulated."""
+    if kind == "fit":
+        raise ConfigurationError(
+            f"the gains of model {info.name!r} are found from each mix ('fit'); to simulate mixes, give "
+            f"--gains mean, level, or a number for each of {', '.join(names)}, by commas"
+        )
+    if isinstance(kind, str):
+        return [1 / len(names) if kind == "mean" else 1.0] * len(names)
+    if len(kind) != len(names):
+        raise ConfigurationError(f"--gains takes {len(names)} numbers, one for each of {', '.join(names)}; got {kind}")
+    return list(kind)
+
+
+def _guide(
+    priors: Mapping[str, Any], size: UNetSize, start: str | None, seed: int, *, shared: bool, **options: Any
+) -> EncoderGuide:
+    """A new guide, or one with a start's networks; its gains, noise and temperatures are this run's."""
+    import torch
+
+    from pyrosep.guides import EncoderGuide, load_guide
+
+    begun = None if start is None else load_guide(start)
+    if begun is not None and (begun.names != tuple(priors) or begun.channels or begun.head_names):
+        raise ConfigurationError(
+            f"--start must be a guide of the sources {', '.join(priors)}, in this order, of one channel and without "
+            f"other sites; {start} has {', '.join((*begun.names, *begun.head_names))}, channels {begun.channels}"
+        )
+    if begun is not None:
+        size, shared = begun.size, begun.shared
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        guide = EncoderGuide(priors, size=size, shared=shared, **options)
+    if begun is not None:
+        guide.encoders.load_state_dict(begun.encoders.state_dict())
+    return guide
+
+
+def _frames(
+    data: str, info: ModelInfo, names: tuple[str, ...], time: int, held_out: int, seed: int, objective: str
+) -> tuple[dict[str, Frames], Callable[[int], Tensor] | None]:
+    """Frames of each source by itself, none where the priors are to draw them; and mixes to train on, where given."""
+    import torch
+
+    from pyrosep.data import RandomCrops
+    from pyrosep.data.catalog import open_songs
+    from pyrosep.data.toy import WAVES
+    from pyrosep.priors.flowavenet_training import held_out_songs, song_frames, toy_frames
+
+    if data == "priors":
+        return {}, None
+    if data == "toy":
+        if strange := [name for name in names if name not in WAVES]:
+            raise ConfigurationError(
+                f"toy data has the sources {', '.join(WAVES)}, not {', '.join(strange)} of model {info.name!r}; "
+                "give other --data, or the sources by --source"
+            )
+        return {name: toy_frames(name, time, held_out=held_out, seed=seed) for name in names}, None
+    songs, _ = open_songs(data, subset="train", sources=names)
+    frames = {
+        name: song_frames(songs, name, time, sample_rate=info.sample_rate, held_out=held_out, seed=seed)
+        for name in names
+    }
+    if objective == "simulated":
+        return frames, None
+    apart = [song for name in names for song in held_out_songs(songs, name)]
+    crops = RandomCrops([song for song in songs if song not in apart], None, time, info.sample_rate, 2**32, seed)
+    return frames, lambda count: torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
+
+
+def _on(device: Any, draw: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    return lambda count: draw(count).to(device)
+
+
+def _simulated(
+    mixing: Callable[..., Any], names: Sequence[str], frames: Mapping[str, Frames], first: int, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """So many mixes that are not trained on, and their sources: ``(mix, time)`` and ``(mix, source, time)``.
+
+    Of recordings, those from ``first`` on of the frames that are held out.
+    """
+    import torch
+
+    from pyrosep.guides import simulate
+
+    def given(k: int, name: str) -> Callable[[int], Tensor]:
+        # The frames that sources have in one place of their lists are of one place in a song: shifted, they are not.
+        kept = frames[name].held_out.roll(k, 0)[first:]
+        return lambda number: kept[:number]
+
+    stems = {name: given(k, name) for k, name in enumerate(names) if name in frames}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 2**33 + first)
+        mix, values = simulate(mixing, count, stems=stems)
+    return mix.cpu(), torch.stack([values[name] for name in names], 1).cpu()
+
+
+def _calibrated(
+    guide: EncoderGuide, fresh: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]
+) -> dict[str, dict[str, Any]]:
+    """Set the temperatures by mixes that are not trained on; coverage on others, before and after."""
+    from pyrosep.diagnostics import fit_temperature, interval_coverage
+
+    def coverage() -> dict[str, dict[str, float]]:
+        shares = interval_coverage(guide, *held_out, levels=_LEVELS)
+        return {name: {str(level): round(share, 3) for level, share in own.items()} for name, own in shares.items()}
+
+    before = coverage()
+    temperatures = fit_temperature(guide, *fresh, level=_LEVEL)
+    return {
+        "temperature": {name: round(value, 3) for name, value in temperatures.items()},
+        "coverage": {"before": before, "after": coverage()},
+    }
