@@ -24,7 +24,7 @@ from pyrosep.priors.flowavenet_training import Frames
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 RATE, FRAME = 8_000, 64
-SIZE = ("--hop", 4, "--width", 8, "--levels", 1, "--layers", 2)
+SIZE = ("--hop", 4, "--width", 8, "--levels", 1, "--layers", 2, "--passes", 2, "--harmonic", 4)
 COMMON = ("--batch", 4, "--temperature-mixes", 8, "-d", "cpu")
 
 

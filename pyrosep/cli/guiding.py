@@ -62,13 +62,15 @@ def train_guide_command(
     shared: Annotated[bool, typer.Option("--shared/--apart", help="One network for all sources, or one each.")] = True,
     project: Annotated[bool, typer.Option("--project/--no-project", help="Condition the sources on the mix.")] = True,
     hop: Annotated[int, typer.Option(min=1, help="Samples that become one position of the network.")] = 16,
-    width: Annotated[int, typer.Option(min=1, help="Channels of the network.")] = 128,
+    width: Annotated[int, typer.Option(min=1, help="Channels of the network.")] = 64,
     levels: Annotated[int, typer.Option(min=0, help="Halvings of the number of positions.")] = 3,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the network at each level, down and up.")] = 5,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the network at each level, down and up.")] = 4,
+    passes: Annotated[int, typer.Option(min=1, help="Networks one after the other, each refining the last.")] = 3,
+    harmonic: Annotated[int, typer.Option(min=0, help="Channels of the harmonic gate before each; 0: none.")] = 48,
     start: Annotated[str | None, typer.Option(help="A guide to start from, of whose size this one is then.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 3600,
     batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 16,
-    learning_rate: LearningRate = 0.01,
+    learning_rate: LearningRate = 0.012,
     optimizer: Optimizer = "muon",
     precision: Precision = "bf16-mixed",
     annealing: Annotated[
@@ -127,7 +129,7 @@ def train_guide_command(
         priors = load_priors(info.folder, frame=time, sources=names)
         guide = _guide(
             priors,
-            UNetSize(hop, width, levels, layers),
+            UNetSize(hop, width, levels, layers, passes, harmonic),
             start,
             seed,
             shared=shared,
