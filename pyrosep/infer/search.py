@@ -113,7 +113,11 @@ class Search(ABC):
         Chains whose residual is down to the noise keep it in any case.
         """
         before, was = dict(self.z), self.residual()[0]
-        move()
+        try:
+            move()
+        except DivergenceError:
+            self.z = before
+            return
         left, _, noise = self.residual()
         worse = (left > was) & (left > SETTLED * (noise + self._own_noise()))
         self._take_back(before, worse | ~left.isfinite())

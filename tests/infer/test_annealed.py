@@ -505,3 +505,9 @@ def test_a_search_in_which_nothing_is_finite_says_so(oscillating):
     model = mean_mix({wave: Lost(wave, 512) for wave in truth})
     with pytest.raises(DivergenceError, match=r"no chain is finite any more at noise level 1"):
         searched(AnnealedSGLD(model, (1.0, 0.1), coupling="noisy", redraws=0), model, (mix,), 2, truth)
+    # From a guide's start, there is somewhere to go back to.
+    potential, start = Potential(model, (mix,), num_chains=2), initial_values
+    z = start(potential, truth)
+    kernel = AnnealedSGLD(model, (1.0, 0.1), coupling="noisy", redraws=0)
+    found = kernel.search(potential, z, quiet, torch.ones(2))
+    assert all(torch.equal(found[name], z[name]) for name in z)
