@@ -100,7 +100,7 @@ def fit_temperature(guide: EncoderGuide, mixes: Tensor, sources: Tensor, level: 
     """
     end = _end(level)
     before = guide.temperature.clone()
-    for _ in range(1 if guide.gains is None else _ROUNDS):
+    for _ in range(_ROUNDS if guide.projected else 1):
         z = _standardised(guide, mixes, sources).abs()
         # numpy's quantile has no limit on the number of elements.
         reached = torch.from_numpy(_quantiles(z.transpose(0, 1).flatten(1), level))
