@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import pyro
 import pyro.distributions as dist
@@ -33,6 +33,21 @@ _SILENCE = 1e-7
 _ONE = 0.5413
 #: Guides must not share their parameters' names in Pyro's param store.
 _numbers = itertools.count()
+
+
+class Encoded(NamedTuple):
+    """What the encoders make of mixes.
+
+    Attributes:
+        mean, scale: of the sources, ``(..., source, time)``.
+        features: of the frame, ``(..., feature)``.
+        level: rms of the mix, ``(...)``.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    features: Tensor
+    level: Tensor
 
 
 class EncoderGuide(PyroModule):
@@ -256,6 +271,7 @@ class EncoderGuide(PyroModule):
         if mix is None:
             raise ConfigurationError("an encoder guide needs the mix: call it as guide(mix) or guide(mix=mix)")
         mean, scale, features, level = self._encoded(mix)
+        scale = self.temperature.unsqueeze(-1) * scale
         values = {name: pyro.sample(name, head(features, level)) for name, head in self._named_heads()}
         projection = self._projection(mix, mean, scale, values)
         for k, name in enumerate(self.names):
@@ -270,15 +286,21 @@ class EncoderGuide(PyroModule):
 
     def encode(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoders give, before any projection: :math:`\\mu, \\sigma`, each ``(..., source, time)``."""
-        return self._encoded(mix)[:2]
+        mean, scale, *_ = self._encoded(mix)
+        return mean, self.temperature.unsqueeze(-1) * scale
 
-    def moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, mix: Tensor, encoded: Encoded | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every sample of the sources given the mix, each ``(..., source, time)``.
 
         Where the heads draw the gains, these are of the sources given the heads' medians (for a simplex, what the mean
         of the unconstrained space stands for): the deviations leave out what is uncertain of the gains.
+
+        Arguments:
+            mix: ``(..., time)`` or ``(..., channel, time)``.
+            encoded: of this mix, where it is known already; it does not depend on the temperatures.
         """
-        mean, scale, features, level = self._encoded(mix)
+        mean, scale, features, level = self._encoded(mix) if encoded is None else encoded
+        scale = self.temperature.unsqueeze(-1) * scale
         values = (
             {} if self.drawn is None else {name: head.centre(features, level) for name, head in self._named_heads()}
         )
@@ -295,8 +317,8 @@ class EncoderGuide(PyroModule):
         mix = mix.to(mean) if self.channels is not None else mix.to(mean).unsqueeze(-2)
         return Projection(mix, gains, mean, scale, self.noise)
 
-    def _encoded(self, mix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means and deviations ``(..., source, time)``, features ``(..., feature)`` and the mix's level ``(...)``."""
+    def _encoded(self, mix: Tensor) -> Encoded:
+        """What the encoders give of a mix, their deviations before any temperature."""
         self._check(mix)
         x = mix.to(self.temperature).reshape(-1, self.channels or 1, mix.shape[-1])
         level = x.square().mean((-1, -2)).sqrt().clamp(min=_SILENCE)[:, None, None]
@@ -304,9 +326,8 @@ class EncoderGuide(PyroModule):
         mean, raw, features = self.encoders(x)
         mean = level * mean
         scale = self.sigma_min.unsqueeze(-1) + level * functional.softplus(raw + _ONE)
-        scale = self.temperature.unsqueeze(-1) * scale
         batch = mix.shape[: -1 if self.channels is None else -2]
-        return (
+        return Encoded(
             mean.reshape(*batch, *mean.shape[1:]),
             scale.reshape(*batch, *scale.shape[1:]),
             features.reshape(*batch, features.shape[-1]),
