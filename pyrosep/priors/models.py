@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrosep.checkpoint import digest, load_weights, save_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
 from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.continuousflow import ContinuousFlow, Denoiser, DenoiserSize
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior
 from pyrosep.priors.oscillator import OscillatorPrior
@@ -25,6 +26,8 @@ SHIPPED = Path(__file__).parent.parent / "weights"
 GAINS = ("mean", "level", "fit")
 
 Config = dict[str, Any]
+
+_Network = TypeVar("_Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,34 @@ def _flowavenet_weights(prior: FloWaveNet) -> tuple[Config, dict[str, Tensor]]:
 
 def _flowavenet(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
     size: Config = {key: tuple(value) if isinstance(value, list) else value for key, value in source["size"].items()}
-    network = FloWaveNetwork(FlowSize(**size), tensors["spectrum"]).to(tensors["spectrum"].dtype)
+    network = _filled(FloWaveNetwork(FlowSize(**size), tensors["spectrum"]), tensors)
+    return FloWaveNet(network, frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
+
+
+def _continuousflow_weights(prior: ContinuousFlow) -> tuple[Config, dict[str, Tensor]]:
+    config = {"sigma_min": prior.sigma_min, "sigma_max": prior.sigma_max, "size": asdict(prior.network.size)}
+    return config, dict(prior.network.state_dict())
+
+
+def _continuousflow(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
+    network = _filled(Denoiser(DenoiserSize(**source["size"]), tensors["spectrum"]), tensors)
+    levels = {key: source[key] for key in ("sigma_min", "sigma_max")}
+    return ContinuousFlow(network, frame, **levels, sample_rate=sample_rate)
+
+
+def _filled(network: _Network, tensors: dict[str, Tensor]) -> _Network:
+    """The network with these weights, in the precision of the spectrum among them."""
+    network = network.to(tensors["spectrum"].dtype)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:  # which lists every tensor on a line of its own
         raise CheckpointError(f"the weights are not those of the size in config.json: {error}") from error
-    return FloWaveNet(network, frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
+    return network
 
 
 #: Family name: its class, what of a prior goes to disk, and a prior from that.
 _FAMILIES: dict[str, tuple[type[SourcePrior], Callable[[Any], Any], Callable[..., SourcePrior]]] = {
+    "continuousflow": (ContinuousFlow, _continuousflow_weights, _continuousflow),
     "gaussian": (GaussianPrior, _gaussian_weights, _gaussian),
     "flowavenet": (FloWaveNet, _flowavenet_weights, _flowavenet),
     "oscillator": (OscillatorPrior, _oscillator_weights, _oscillator),
