@@ -176,10 +176,12 @@ def train_continuousflow_command(
     sigma_min: SigmaMin = 0.01,
     sigma_max: SigmaMax = None,
     spread: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="Standard deviation of the levels' logarithm about the source's rms."),
+        float, typer.Option(min=0.0, help="Std of the levels' logarithm about the source's rms; 0: uniform instead.")
     ] = 1.5,
-    uniform: Annotated[bool, typer.Option("--uniform", help="Levels with a uniform logarithm instead.")] = False,
+    gain_jitter: Annotated[float, typer.Option(help="Std of a random gain of each frame, dB.")] = 0.0,
+    pitch_jitter: Annotated[float, typer.Option(help="Largest random shift of pitch, semitones.")] = 0.0,
+    flip: Annotated[bool, typer.Option("--flip", help="Turn every other frame upside down.")] = False,
+    takes: Annotated[float, typer.Option(help="Share of frames that are the sum of two.")] = 0.0,
     start: Start = None,
     workers: Workers = 1,
     devices: Devices = 1,
@@ -188,6 +190,7 @@ def train_continuousflow_command(
     save_every: SaveEvery = 500,
     gains: Level = "level",
     summary: Summary = "",
+    half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
     overwrite: Anew = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -197,9 +200,15 @@ def train_continuousflow_command(
     """Train denoisers for all noise levels (ContinuousFlow) on recordings and add them to the model in OUT."""
     with reported():
         from pyrosep.priors import DENOISERS
+        from pyrosep.priors.augmentation import Augmentation
 
         if size not in DENOISERS:
             raise ConfigurationError(f"--size must be one of {', '.join(DENOISERS)}; got {size!r}")
+        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, takes)
+        if data == "toy" and augmentation != Augmentation():
+            raise ConfigurationError(
+                "--gain-jitter, --pitch-jitter, --flip and --takes are for recordings, not toy data"
+            )
         settings = _settings(
             device,
             workers,
@@ -223,7 +232,9 @@ def train_continuousflow_command(
             "settings": settings,
             "sigma_min": sigma_min,
             "sigma_max": sigma_max,
-            "spread": None if uniform else spread,
+            "spread": spread or None,
+            "augmentation": augmentation,
+            "half": half,
             "start": start,
             "resume": not overwrite,
             "quiet": quiet,
@@ -249,6 +260,8 @@ def _train_all(
     json_file: Path | None,
 ) -> None:
     """Do a job for every source, each result written as soon as it is there."""
+    import torch
+
     from pyrosep.data.catalog import open_songs
     from pyrosep.data.toy import WAVES
     from pyrosep.priors import save_priors
@@ -263,7 +276,14 @@ def _train_all(
             continue
         for folder, prior in priors.items():
             own = report[folder] if folder else report
-            save_priors(Path(out) / folder, {name: prior}, gains=gains, summary=summary, provenance={name: own})
+            save_priors(
+                Path(out) / folder,
+                {name: prior},
+                gains=gains,
+                summary=summary,
+                dtype=torch.float16 if job.get("half") else None,
+                provenance={name: own},
+            )
         if not quiet:
             typer.echo(f"{name}: {figures_line(report)}")
     write_json(json_file, reports)
@@ -307,7 +327,15 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
         contrast = bool(job.get("contrast"))
         songs, there = open_songs(job["data"], subset="train", sources=None if contrast else [name])
         others = tuple(other for other in there if other != name) if contrast else ()
-        frames = song_frames(songs, name, frame, sample_rate=job["sample_rate"], others=others, seed=settings.seed)
+        frames = song_frames(
+            songs,
+            name,
+            frame,
+            sample_rate=job["sample_rate"],
+            others=others,
+            augmentation=job.get("augmentation"),
+            seed=settings.seed,
+        )
     common = {"folder": job["folder"], "resume": job["resume"], "quiet": job["quiet"], "label": name, "fabric": fabric}
     priors, report = job["train"](job, frames, common)
     return priors, report, fabric.is_global_zero

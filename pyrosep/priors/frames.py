@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrosep.data import RandomCrops, Song
 from pyrosep.data.toy import WAVES
 from pyrosep.errors import ConfigurationError
+from pyrosep.priors.augmentation import Augmentation
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.oscillator import OscillatorPrior
 
@@ -83,23 +84,27 @@ def song_frames(
     *,
     sample_rate: int | None = None,
     others: Sequence[str] = (),
+    augmentation: Augmentation | None = None,
     held_out: int = 64,
     seed: int = 0,
 ) -> Frames:
     """Random crops of a source's recordings; of ten songs and more every tenth is held out, else other crops of all.
 
-    Of ``others``, sources of the same songs, crops are drawn for a contrastive term alone.
+    Of ``others``, sources of the same songs, crops are drawn for a contrastive term alone. With an ``augmentation``
+    what is drawn is changed by it; what is held out is not.
 
     Raises:
         DataError: see :class:`~pyrosep.data.RandomCrops`.
     """
     apart = held_out_songs(songs, source)
     train = [song for song in songs if source in song.stems and song not in apart] or list(songs)
-    crops = RandomCrops(train, source, frame, sample_rate, size=2**32, seed=seed)
+    augmentation = augmentation or Augmentation()
+    crops = RandomCrops(train, source, augmentation.length(frame), sample_rate, size=2**32, seed=seed)
     kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1)
 
     def draw(count: int) -> Tensor:
-        return torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
+        drawn = torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
+        return augmentation(drawn, frame)
 
     apart_from = [RandomCrops(train, other, frame, crops.sample_rate, size=2**32, seed=seed + 2) for other in others]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pyrosep.checkpoint import digest, load_weights, save_weights
+from pyrosep.checkpoint import digest, load_weights, save_weights, stored_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.continuousflow import ContinuousFlow, Denoiser, DenoiserSize
@@ -60,7 +60,7 @@ class ModelInfo:
         return digest(self.folder)
 
 
-def _gaussian_weights(prior: GaussianPrior) -> tuple[Config, dict[str, Tensor]]:
+def _gaussian_weights(prior: GaussianPrior, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     return {"sigma_min": prior.sigma_min}, {"spectrum": prior.grid}
 
 
@@ -68,7 +68,7 @@ def _gaussian(source: Config, tensors: dict[str, Tensor], frame: int, sample_rat
     return GaussianPrior(tensors["spectrum"], frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
 
 
-def _oscillator_weights(prior: OscillatorPrior) -> tuple[Config, dict[str, Tensor]]:
+def _oscillator_weights(prior: OscillatorPrior, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     config: Config = {"wave": prior.wave, "sigma_min": prior.sigma_min, "amplitude": list(prior.amplitude)}
     if not prior.default_periods:
         config["periods"] = list(prior.periods)
@@ -82,11 +82,11 @@ def _oscillator(source: Config, tensors: dict[str, Tensor], frame: int, sample_r
     )
 
 
-def _flowavenet_weights(prior: FloWaveNet) -> tuple[Config, dict[str, Tensor]]:
+def _flowavenet_weights(prior: FloWaveNet, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     size = {
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(prior.network.size).items()
     }
-    return {"sigma_min": prior.sigma_min, "size": size}, dict(prior.network.state_dict())
+    return {"sigma_min": prior.sigma_min, "size": size}, stored_weights(prior.network, dtype)
 
 
 def _flowavenet(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
@@ -95,9 +95,9 @@ def _flowavenet(source: Config, tensors: dict[str, Tensor], frame: int, sample_r
     return FloWaveNet(network, frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
 
 
-def _continuousflow_weights(prior: ContinuousFlow) -> tuple[Config, dict[str, Tensor]]:
+def _continuousflow_weights(prior: ContinuousFlow, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     config = {"sigma_min": prior.sigma_min, "sigma_max": prior.sigma_max, "size": asdict(prior.network.size)}
-    return config, dict(prior.network.state_dict())
+    return config, stored_weights(prior.network, dtype)
 
 
 def _continuousflow(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
@@ -117,7 +117,7 @@ def _filled(network: _Network, tensors: dict[str, Tensor]) -> _Network:
 
 
 #: Family name: its class, what of a prior goes to disk, and a prior from that.
-_FAMILIES: dict[str, tuple[type[SourcePrior], Callable[[Any], Any], Callable[..., SourcePrior]]] = {
+_FAMILIES: dict[str, tuple[type[SourcePrior], Callable[[Any, torch.dtype | None], Any], Callable[..., SourcePrior]]] = {
     "continuousflow": (ContinuousFlow, _continuousflow_weights, _continuousflow),
     "gaussian": (GaussianPrior, _gaussian_weights, _gaussian),
     "flowavenet": (FloWaveNet, _flowavenet_weights, _flowavenet),
@@ -192,6 +192,7 @@ def save_priors(
     *,
     gains: str = "level",
     summary: str = "",
+    dtype: torch.dtype | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write priors of one family, sample rate and frame as a model.
@@ -203,10 +204,12 @@ def save_priors(
         priors: by source.
         gains: ``"mean"``, ``"level"`` or ``"fit"``, see :class:`ModelInfo`.
         summary: one line for ``pyrosep models``.
+        dtype: of the networks' weights on disk, for instance ``torch.float16`` for a file of half the size; by default
+            as they are. Networks that are loaded have the precision of their spectrum, single as a rule.
         provenance: anything that tells how the priors came about, by source; kept in ``config.json``.
 
     Raises:
-        ConfigurationError: priors of different families, or others than the folder's.
+        ConfigurationError: priors of different families, or others than the folder's; a ``dtype`` too narrow.
     """
     kinds = {(type(prior), prior.time, prior.sample_rate) for prior in priors.values()}
     if len(kinds) != 1:
@@ -237,7 +240,7 @@ def save_priors(
             )
         config = config_before | {"gains": gains} | ({"summary": summary} if summary else {})
     for name, prior in priors.items():
-        own_config, own_tensors = _FAMILIES[family][1](prior)
+        own_config, own_tensors = _FAMILIES[family][1](prior, dtype)
         config["priors"][name] = own_config | dict((provenance or {}).get(name, {}))
         tensors |= {f"{name}.{key}": value for key, value in own_tensors.items()}
     save_weights(folder, config, tensors)
