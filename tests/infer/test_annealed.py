@@ -514,7 +514,7 @@ def test_a_search_in_which_nothing_is_finite_says_so(oscillating):
 
 
 def test_a_start_that_explains_the_mix_by_no_sources_is_left(oscillating):
-    """Every source the mix itself, and sure of it: no descent from there is kept, and the search begins from nothing."""
+    """Every source the mix itself, and sure of it: no descent from there is kept; the search begins from nothing."""
     model, truth, mix = oscillating
     start = Near(dict.fromkeys(truth, mix), 0.01)
     mcmc = LangevinMCMC(AnnealedSGLD(model), 1, 0, num_chains=8, init=start, seed=0).run(mix)
