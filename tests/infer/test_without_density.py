@@ -1,4 +1,4 @@
-"""Kernels with priors that only have a score: their moves take no density, and what is accepted is found from slopes."""
+"""Kernels with priors that only have a score: moves need no more, and what to accept is found from slopes."""
 
 import functools
 

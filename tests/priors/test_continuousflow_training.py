@@ -39,16 +39,16 @@ def gaussian_frames(frame=32):
 
 
 def test_it_comes_close_to_the_exact_denoiser():
-    """Of what an untrained one, white noise's, is off by, less than a tenth is left; and the density follows."""
+    """Of what an untrained one, white noise's, is off by, less than a fifth is left; and the density follows."""
     frames = gaussian_frames()
-    settings = TrainingSettings(steps=250, batch=64, learning_rate=0.01, optimizer="muon", ema=0.98, warmup=20)
+    settings = TrainingSettings(steps=250, batch=64, learning_rate=0.02, optimizer="muon", ema=0.98, warmup=20)
     prior, report = train_continuousflow(frames, TINY, settings, sigma_min=0.05, quiet=True)
     untrained = ContinuousFlow(Denoiser(TINY, prior.network.spectrum), 32, sigma_min=0.05)
     for level in (0.1, 0.36, 1.0, 3.0):
         x = frames.exact.at(level).sample((500,))
         best = frames.exact.at(level).denoise(x)
         off, was = ((one.at(level).denoise(x) - best).square().mean() for one in (prior, untrained))
-        assert float(off) < 0.1 * float(was)
+        assert float(off) < 0.2 * float(was)
         density, naive, true = (
             float(one.mean())
             for one in (
@@ -58,7 +58,7 @@ def test_it_comes_close_to_the_exact_denoiser():
             )
         )
         if level < 1:  # at high levels there is hardly a difference to be learned
-            assert abs(density - true) < 0.25 * (true - naive)
+            assert abs(density - true) < 0.1 * (true - naive)
     for level in (0.1, 0.36, 1, 3):
         assert report[f"SNR at {level}"] == pytest.approx(report[f"exact at {level}"], abs=1)
         assert report[f"SNR at {level}"] < report[f"exact at {level}"] + 0.01
