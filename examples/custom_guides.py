@@ -3,7 +3,11 @@
     python examples/custom_guides.py
 
 For each model a guide is trained on mixes that the model draws, checked, and used: its mean, and chains that start from
-its draws. Nothing below `MODELS` knows which model it is.
+its draws. Nothing below `MODELS` knows which model it is. As it comes (500 steps a guide, two waves of any of 356
+periods, 8 mixes) it printed, SI-SDR in dB:
+
+    unknown gains: mix -5.9 (saw), 6.8 (square); guide 14.7, 20.9; guide and chains 33.8, 39.3
+    soft clipping: mix -7.5, 8.6; guide 14.3, 22.4; guide and chains 32.7, 38.1
 """
 
 from __future__ import annotations
@@ -83,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--separated", type=int, default=8, help="mixes to separate")
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--redraws", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

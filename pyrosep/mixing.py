@@ -25,6 +25,7 @@ __all__ = [
     "at_level",
     "linear_mix",
     "mean_mix",
+    "pan_gains",
     "panned_mix",
     "plate_nesting",
     "sample_sources",
@@ -111,8 +112,8 @@ def unknown_gains_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01, sp
 def panned_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01) -> Model:
     r"""A stereo mix of mono sources at unknown places; ``mix`` is ``(..., 2, time)``.
 
-    The site ``pans`` is ``(source,)``, uniform from -1 (left) to 1 (right), under the constant-power law: gains
-    :math:`\cos\theta, \sin\theta` with :math:`\theta = \pi (\mathrm{pan} + 1) / 4`.
+    The site ``pans`` is ``(source,)``, uniform from -1 (left) to 1 (right), under the constant-power law
+    (:func:`pan_gains`).
 
     Arguments:
         priors: by source.
@@ -123,11 +124,28 @@ def panned_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01) -> Model:
     def model(mix: Tensor | None = None) -> Tensor:
         sources = sample_sources(priors)
         edge = sources.new_ones(len(priors))
-        angle = math.pi / 4 * (pyro.sample("pans", dist.Uniform(-edge, edge).to_event(1)) + 1)
-        channels = torch.stack([angle.cos(), angle.sin()], -2)  # (..., channel, source)
+        channels = pan_gains(pyro.sample("pans", dist.Uniform(-edge, edge).to_event(1)))
         return pyro.sample("mix", dist.Normal(channels @ sources, noise).to_event(2), obs=mix)
 
     return model
+
+
+def pan_gains(pans: Tensor) -> Tensor:
+    r"""Gains of the constant-power law: :math:`\cos\theta, \sin\theta`, :math:`\theta = \pi (\mathrm{pan} + 1) / 4`.
+
+    Arguments:
+        pans: from -1 (left) to 1 (right), ``(..., source)``.
+
+    Returns:
+        ``(..., 2, source)``, left and right.
+
+    Example:
+        >>> pan_gains(torch.tensor([-1.0, 0.0]))
+        tensor([[1.0000, 0.7071],
+                [0.0000, 0.7071]])
+    """
+    angle = math.pi / 4 * (pans + 1)
+    return torch.stack([angle.cos(), angle.sin()], -2)
 
 
 def soft_clipped_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01, drive: float = 1.0) -> Model:

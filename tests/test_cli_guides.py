@@ -24,7 +24,7 @@ from pyrosep.priors.frames import Frames
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 RATE, FRAME = 8_000, 64
-SIZE = ("--hop", 4, "--width", 8, "--levels", 1, "--layers", 2)
+SIZE = ("--hop", 4, "--width", 8, "--levels", 1, "--layers", 2, "--passes", 2, "--harmonic", 4)
 COMMON = ("--batch", 4, "--temperature-mixes", 8, "-d", "cpu")
 
 
@@ -111,15 +111,29 @@ def test_it_trains_and_writes_a_guide(model, tmp_path):
     assert "elbo" not in report, "nobody asked for it, and it asks exact priors for much"
     # The mix itself as estimate has about 0 dB; the two sources overlap in a third of their bands.
     assert min(report["si_sdr low"], report["si_sdr high"]) > 3
+    (coverage,) = report["coverage"].values()
     for name, temperature in report["temperature"].items():
-        before, after = (report["coverage"][when][name]["0.9"] for when in ("before", "after"))
+        before, after = (coverage[when][name]["0.9"] for when in ("before", "after"))
         assert temperature != 1
         assert guide.temperature[guide.names.index(name)].item() == pytest.approx(temperature, abs=1e-3)
         assert abs(after - 0.9) < max(0.05, abs(before - 0.9))
     # What is told of it is so of what was written.
     mix, sources = _simulated(linear_mix(load_priors(model), [0.5, 0.5], 0.1), guide.names, {}, 0, 64, 0)
     again = interval_coverage(guide, mix, sources, levels=(0.9,))
-    assert again["low"][0.9] == pytest.approx(report["coverage"]["after"]["low"]["0.9"], abs=5e-3)
+    assert again["low"][0.9] == pytest.approx(coverage["after"]["low"]["0.9"], abs=5e-3)
+
+
+def test_for_frames_of_several_lengths(model, tmp_path):
+    """Coverage is told of each length; the temperature lies between what the two call for."""
+    figures = tmp_path / "figures.json"
+    options = (*SIZE, "--steps", 30, "--noise", 0.1, "--seed", 3)
+    text = done("-n", model, "-o", tmp_path / "guide", *options, "--cut", 16, "--json", figures)
+    assert re.search(r"low: temperature [\d.]+; in 16 samples intervals of 0.9 cover", text)
+    report = json.loads(figures.read_text())
+    assert list(report["coverage"]) == ["64", "16"]
+    after = {length: part["after"]["low"]["0.9"] for length, part in report["coverage"].items()}
+    assert min(after.values()) - 0.02 < 0.9 < max(after.values()) + 0.02
+    assert "below the mixes' 64" in failed("-n", model, "-o", tmp_path / "other", *options, "--cut", 64)
 
 
 def test_what_the_options_set(model, tmp_path):

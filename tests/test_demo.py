@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyrosep import audio, load_priors
-from pyrosep.demo import MODEL, STREAMS, demo_song, run_demo, run_toy_demo
+from pyrosep.demo import GUIDE_MIXES, MODEL, STREAMS, demo_song, run_demo, run_guide_demo, run_toy_demo
 from pyrosep.errors import MissingDependencyError
 from pyrosep.priors import shipped_models
 from pyrosep.separate import Settings
@@ -86,6 +86,18 @@ def test_toy_waves_are_named(tmp_path):
     assert steps[-1] == (16, 16)
     assert result["picture"] == str(tmp_path / "cross-likelihood.png")
     assert len({tuple(pixel) for pixel in _pixels(result["picture"])}) > 100
+
+
+@pytest.mark.slow
+def test_toy_mixes_are_separated(tmp_path):
+    result = run_guide_demo(tmp_path)
+    mix, guide, one, best = result["separation"]
+    assert [row["mixes"] for row in result["separation"]] == [GUIDE_MIXES] * 4
+    assert mix["above_10"] < guide["above_10"]
+    assert guide["above_10"] >= 0.6
+    assert best["above_20"] >= 0.8
+    assert one["chains"] == "one"
+    assert len({tuple(pixel) for pixel in _pixels(result["picture"])}) > 50
 
 
 def _pixels(path):

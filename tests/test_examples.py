@@ -27,6 +27,14 @@ EXAMPLES = {
         ["--frame", "64", "--waves", "saw", "--chains", "2", "--draws", "5", "--warmup", "20", "--redraws", "1"],
         [r"^chain +log joint +calls +SI-SDR in dB of saw", r"^ +1 +-?\d+ +\d+ +-?[\d.]+$", r"mode"],
     ),
+    "custom_guides": (
+        ["--frame", "128", "--width", "8", "--steps", "20", "--mixes", "8", "--separated", "1", "--chains", "2"],
+        [
+            r"^unknown gains: 90 % intervals hold \d+ and \d+ %",
+            r"^soft clipping: chi-square of the mix",
+            r"and chains: ",
+        ],
+    ),
     "toy_exact_prior": (["--frame", "128", "--size", "2", "--sigma", "0.1", "1"], [r"^ +0\.10 +\d", r"^ +1\.00 "]),
 }
 

@@ -59,16 +59,21 @@ def train_guide_command(
     ] = None,
     noise: Annotated[float, typer.Option(help="Standard deviation of the observation noise.")] = 0.01,
     frame: Annotated[int | None, typer.Option(min=2, help="Samples in a mix [the model's frame, up to 4096].")] = None,
+    cuts: Annotated[
+        list[int] | None, typer.Option("--cut", help="Train on pieces of so many samples too; may be given again.")
+    ] = None,
     shared: Annotated[bool, typer.Option("--shared/--apart", help="One network for all sources, or one each.")] = True,
     project: Annotated[bool, typer.Option("--project/--no-project", help="Condition the sources on the mix.")] = True,
     hop: Annotated[int, typer.Option(min=1, help="Samples that become one position of the network.")] = 16,
-    width: Annotated[int, typer.Option(min=1, help="Channels of the network.")] = 128,
+    width: Annotated[int, typer.Option(min=1, help="Channels of the network.")] = 64,
     levels: Annotated[int, typer.Option(min=0, help="Halvings of the number of positions.")] = 3,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the network at each level, down and up.")] = 5,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the network at each level, down and up.")] = 4,
+    passes: Annotated[int, typer.Option(min=1, help="Networks one after the other, each refining the last.")] = 3,
+    harmonic: Annotated[int, typer.Option(min=0, help="Channels of the harmonic gate before each; 0: none.")] = 48,
     start: Annotated[str | None, typer.Option(help="A guide to start from, of whose size this one is then.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 3600,
     batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 16,
-    learning_rate: LearningRate = 0.01,
+    learning_rate: LearningRate = 0.012,
     optimizer: Optimizer = "muon",
     precision: Precision = "bf16-mixed",
     annealing: Annotated[
@@ -127,7 +132,7 @@ def train_guide_command(
         priors = load_priors(info.folder, frame=time, sources=names)
         guide = _guide(
             priors,
-            UNetSize(hop, width, levels, layers),
+            UNetSize(hop, width, levels, layers, passes, harmonic),
             start,
             seed,
             shared=shared,
@@ -158,6 +163,7 @@ def train_guide_command(
             objective=objective,
             settings=settings,
             stems=None if objective == "elbo" else stems,
+            cuts=cuts or (),
             held_out=[*zip(*held_out, strict=True)],
             num_samples=(0 if objective == "simulated" else 4) if bound_draws is None else bound_draws,
             annealing=annealing,
@@ -182,14 +188,12 @@ def train_guide_command(
         lines = [figures_line(report)]
         if temperature_mixes:
             fresh = _simulated(mixing, names, frames, _HELD_OUT, temperature_mixes, seed)
-            report |= (trust := _calibrated(guide, fresh, held_out))
-            before, after = (
-                {name: own[str(_LEVEL)] for name, own in part.items()} for part in trust["coverage"].values()
-            )
+            report |= (trust := _calibrated(guide, fresh, held_out, (time, *(cuts or ()))))
             lines += [
-                f"{name}: temperature {trust['temperature'][name]}, intervals of {_LEVEL} cover {before[name]}, "
-                f"by temperature {after[name]}"
+                f"{name}: temperature {trust['temperature'][name]}; in {length} samples intervals of {_LEVEL} cover "
+                f"{part['before'][name][str(_LEVEL)]}, by temperature {part['after'][name][str(_LEVEL)]}"
                 for name in names
+                for length, part in trust["coverage"].items()
             ]
         save_guide(
             out,
@@ -308,18 +312,34 @@ def _simulated(
 
 
 def _calibrated(
-    guide: EncoderGuide, fresh: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]
+    guide: EncoderGuide, fresh: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], lengths: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Set the temperatures by mixes that are not trained on; coverage on others, before and after."""
+    """Set the temperatures by mixes that are not trained on; coverage on others, by length, before and after.
+
+    For several lengths they are the geometric means of what each calls for.
+    """
+    import torch
+
     from pyrosep.diagnostics import fit_temperature, interval_coverage
 
-    def coverage() -> dict[str, dict[str, float]]:
-        shares = interval_coverage(guide, *held_out, levels=_LEVELS)
-        return {name: {str(level): round(share, 3) for level, share in own.items()} for name, own in shares.items()}
+    def beginnings(mixes: tuple[Tensor, Tensor], length: int) -> tuple[Tensor, Tensor]:
+        return mixes[0][..., :length], mixes[1][..., :length]
 
-    before = coverage()
-    temperatures = fit_temperature(guide, *fresh, level=_LEVEL)
+    def coverage() -> dict[int, dict[str, dict[str, float]]]:
+        found = {length: interval_coverage(guide, *beginnings(held_out, length), levels=_LEVELS) for length in lengths}
+        return {
+            length: {name: {str(level): round(x, 3) for level, x in own.items()} for name, own in shares.items()}
+            for length, shares in found.items()
+        }
+
+    before, fitted = coverage(), []
+    for length in lengths:
+        guide.temperature.fill_(1.0)
+        fit_temperature(guide, *beginnings(fresh, length), level=_LEVEL)
+        fitted.append(guide.temperature.log())
+    guide.temperature.copy_(torch.stack(fitted).mean(0).exp())
+    after = coverage()
     return {
-        "temperature": {name: round(value, 3) for name, value in temperatures.items()},
-        "coverage": {"before": before, "after": coverage()},
+        "temperature": dict(zip(guide.names, (round(value, 3) for value in guide.temperature.tolist()), strict=True)),
+        "coverage": {str(length): {"before": before[length], "after": after[length]} for length in lengths},
     }

@@ -52,7 +52,7 @@ def demo(
 ) -> None:
     """Separate a real song that comes with a dependency, and score the stems against the true ones."""
     with reported():
-        from pyrosep.demo import MODEL, run_demo, run_toy_demo
+        from pyrosep.demo import MODEL, run_demo, run_guide_demo, run_toy_demo
         from pyrosep.separate import Settings
 
         start = time.perf_counter()
@@ -63,6 +63,9 @@ def demo(
         bar, update = track_progress("toy waves", quiet)
         with bar:
             result["toy"] = run_toy_demo(out, seed=seed, device=chosen_device(device), progress=update)
+        bar, update = track_progress("toy mixes", quiet)
+        with bar:
+            result["guide"] = run_guide_demo(out, seed=seed, progress=update)
         result["total_seconds"] = round(time.perf_counter() - start, 1)
         write_json(json_file, result)
         if quiet:
@@ -85,6 +88,8 @@ def demo(
         toy = result["toy"]
         print_table(_naming(toy["naming"]))
         typer.echo(f"Picture: {toy['picture']}")
+        print_table(_separation(result["guide"]["separation"]))
+        typer.echo(f"Picture: {result['guide']['picture']}")
 
 
 def _naming(rows: list[dict[str, Any]]) -> Table:
@@ -99,6 +104,24 @@ def _naming(rows: list[dict[str, Any]]) -> Table:
             f"{100 * row['right']:.0f} ({100 * row['exact_right']:.0f})",
             f"{row['noisy_snr_db']:.1f}",
             f"{row['snr_db']:.1f} ({row['exact_snr_db']:.1f})",
+        )
+    return table
+
+
+def _separation(rows: list[dict[str, Any]]) -> Table:
+    """How well toy mixes come apart, a row a method."""
+    table = Table(title=f"{rows[0]['mixes']} mixes of four toy waves, {rows[0]['frame']} samples each")
+    table.add_column("estimate")
+    for column in ("median SI-SDR, dB", "> 10 dB, %", "> 20 dB, %", "s for a second"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        chains = f", {row['chains']} chain" if row["method"] == "guide+langevin" else ""
+        table.add_row(
+            f"{row['method']}{chains}",
+            f"{row['median_db']:.1f}",
+            f"{100 * row['above_10']:.0f}",
+            f"{100 * row['above_20']:.0f}",
+            f"{row['real_time_factor']:.1f}",
         )
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,9 @@ def interval_coverage(
         ConfigurationError: a level out of range.
         ShapeError: sources that don't fit.
     """
-    z = _standardised(guide, mixes, sources).abs()
+    _check_sources(guide, mixes, sources)
+    with torch.no_grad():
+        z = torch.cat([_standardised(truth, *guide.moments(mix)) for mix, truth in _parts(mixes, sources)]).abs()
     ends = {level: _end(level) for level in levels}
     return {
         name: {level: float((z[:, k] <= end).double().mean()) for level, end in ends.items()}
@@ -100,8 +102,12 @@ def fit_temperature(guide: EncoderGuide, mixes: Tensor, sources: Tensor, level: 
     """
     end = _end(level)
     before = guide.temperature.clone()
-    for _ in range(1 if guide.gains is None else _ROUNDS):
-        z = _standardised(guide, mixes, sources).abs()
+    _check_sources(guide, mixes, sources)
+    with torch.no_grad():
+        parts = [(mix, truth, guide._encoded(mix)) for mix, truth in _parts(mixes, sources)]
+    for _ in range(_ROUNDS if guide.projected else 1):
+        with torch.no_grad():
+            z = torch.cat([_standardised(truth, *guide.moments(mix, encoded)) for mix, truth, encoded in parts]).abs()
         # numpy's quantile has no limit on the number of elements.
         reached = torch.from_numpy(_quantiles(z.transpose(0, 1).flatten(1), level))
         if not bool((torch.isfinite(reached) & (reached > 0)).all()):
@@ -174,18 +180,19 @@ def mix_check(
     return MixCheck(float(own.mean()), float(new.mean()), float((new >= own).double().mean()))
 
 
-def _standardised(guide: EncoderGuide, mixes: Tensor, sources: Tensor) -> Tensor:
-    r""":math:`(s - \mu) / \sigma`, ``(mix, source, time)``."""
+def _check_sources(guide: EncoderGuide, mixes: Tensor, sources: Tensor) -> None:
     expected = (len(mixes), len(guide.names), mixes.shape[-1])
     if sources.shape != expected:
         raise ShapeError(f"expected sources of shape {expected} (mix, source, time); got {tuple(sources.shape)}")
-    with torch.no_grad():
-        parts = [
-            (truth.to(mean) - mean) / scale
-            for mix, truth in zip(mixes.split(16), sources.split(16), strict=True)
-            for mean, scale in [guide.moments(mix)]
-        ]
-    return torch.cat(parts)
+
+
+def _parts(mixes: Tensor, sources: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(mixes.split(16), sources.split(16), strict=True)
+
+
+def _standardised(truth: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    r""":math:`(s - \mu) / \sigma`, ``(mix, source, time)``."""
+    return (truth.to(mean) - mean) / scale
 
 
 def _end(level: float) -> float:

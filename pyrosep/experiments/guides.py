@@ -78,7 +78,7 @@ def guides(
     :func:`~pyrosep.mixing.mean_mix` with noise 0.01. A guide's estimate is its mean. Of chains it is the state at the
     end of the search of :class:`~pyrosep.AnnealedSGLD`, a draw: of each chain (``"one"``), and of the one of highest
     joint density (``"best"``). Chains under flows are one for each mix, and go down :data:`FLOW_LADDER` by Langevin
-    steps under the denoised coupling.
+    steps under the noisy coupling; where those end nowhere, it is the guide's draw that is scored.
 
     Writes ``separation.csv``, ``coverage.csv``, both as ``guides.md``, and ``guides.png`` into ``out``.
 
@@ -179,7 +179,7 @@ def _searched(task: _Task, mix: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     guide = None if task.method == "langevin" else load_guide(task.guide)
     kernel = AnnealedSGLD(model)
     if task.method == "guide+flows":
-        kernel = AnnealedSGLD(model, FLOW_LADDER, steps_per_level=2, coupling="denoised", redraws=0)
+        kernel = AnnealedSGLD(model, FLOW_LADDER, steps_per_level=2, coupling="noisy", redraws=0)
     rows = mix.repeat_interleave(task.chains, 0)
     start = time.process_time()
     potential = Potential(model, (rows,), num_chains=len(rows))

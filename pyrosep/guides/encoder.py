@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, cast
 
 import pyro
 import pyro.distributions as dist
@@ -18,10 +18,14 @@ from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides.heads import Head
+from pyrosep.guides.projection import Projection
 from pyrosep.guides.unet import RefiningUNet, UNetSize
 from pyrosep.priors import SourcePrior
 
 __all__ = ["EncoderGuide"]
+
+#: Gains of the mix by the values of the heads' sites.
+GainsOf = Callable[[dict[str, Tensor]], Tensor]
 
 #: The least root mean square that a mix is divided by.
 _SILENCE = 1e-7
@@ -29,6 +33,21 @@ _SILENCE = 1e-7
 _ONE = 0.5413
 #: Guides must not share their parameters' names in Pyro's param store.
 _numbers = itertools.count()
+
+
+class Encoded(NamedTuple):
+    """What the encoders make of mixes.
+
+    Attributes:
+        mean, scale: of the sources, ``(..., source, time)``.
+        features: of the frame, ``(..., feature)``.
+        level: rms of the mix, ``(...)``.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    features: Tensor
+    level: Tensor
 
 
 class EncoderGuide(PyroModule):
@@ -44,14 +63,15 @@ class EncoderGuide(PyroModule):
     intervals are calibrated.
 
     With ``project`` the sources are no longer independent given the mix: what the encoders give is taken for
-    independent Gaussians, and conditioned on :math:`m = \sum_k a_k s_k + \epsilon`, :math:`\epsilon \sim N(0, r)`,
-    which at each sample is a Gaussian over the sources,
+    independent Gaussians, and conditioned on :math:`m = A s + \epsilon`, :math:`\epsilon \sim N(0, rI)`, A the gains of
+    the sources in each channel, which at each sample is a Gaussian over the sources,
 
-    .. math:: N\Big(\mu + D a\, \frac{m - a^T \mu}{a^T D a + r},\;
-              D - \frac{D a a^T D}{a^T D a + r}\Big), \qquad D = \mathrm{diag}\, \sigma^2,
+    .. math:: N\big(\mu + K (m - A \mu),\; D - K A D\big), \qquad K = D A^T (A D A^T + rI)^{-1},
+              \quad D = \mathrm{diag}\, \sigma^2,
 
     a proper density that lies within the observation noise of the mix. It is sampled source after source, each given
-    those before it, so that every site is a Normal and the log-densities sum to the joint one.
+    those before it, so that every site is a Normal and the log-densities sum to the joint one. Gains may be fixed, or
+    drawn first by the heads: the density is then that of the heads times that of the sources given them.
 
     Call it as the model, with the mix first or as ``mix=``: sites are named after the sources. Mixes in a batch are
     independent; run both guide and model under a plate then, or leave that to :func:`~pyrosep.fit_guide`.
@@ -60,12 +80,19 @@ class EncoderGuide(PyroModule):
         priors: by source, or the sources' names.
         shared: one network for all sources, with outputs for each, instead of one for each source.
         size: of a network, see :class:`~pyrosep.guides.UNetSize`.
-        project: condition on the mix; true for gains of 1/N each (:func:`~pyrosep.mixing.mean_mix`), or the gains.
+        project: condition on the mix. True for gains of 1/N each (:func:`~pyrosep.mixing.mean_mix`); or the gains,
+            ``(source,)``, with ``channels`` ``(channel, source)``; or the name of the head whose value they are; or a
+            function from the heads' values by name to gains with the values' batch axes in front,
+            ``(..., source)`` or ``(..., channel, source)``. A guide with a function can't be written to a file.
         noise: standard deviation of the observation noise, :math:`r^{1/2}`, for ``project`` alone.
         channels: of the mix, ``(..., channel, time)``; ``None`` for a mix ``(..., time)``.
         heads: other latent sites, each with its event shape and its support (of torch's constraints). They get a
             mean-field Normal in the unconstrained space; :meth:`for_model` finds them.
         sigma_min: lowest standard deviation; by default each prior's ``sigma_min``, and 1e-3 for names.
+
+    Raises:
+        ConfigurationError: sources without names of their own, a ``project`` that names no head, numbers out of range.
+        ShapeError: gains that don't fit the sources and channels.
 
     Example:
         >>> from pyrosep import load_priors
@@ -82,7 +109,7 @@ class EncoderGuide(PyroModule):
         *,
         shared: bool = False,
         size: UNetSize | None = None,
-        project: bool | Sequence[float] | Tensor = False,
+        project: bool | str | Sequence[float] | Sequence[Sequence[float]] | Tensor | GainsOf = False,
         noise: float = 0.01,
         channels: int | None = None,
         heads: Mapping[str, tuple[Sequence[int], Any]] | None = None,
@@ -107,13 +134,21 @@ class EncoderGuide(PyroModule):
         self.noise = float(noise)
         self.register_buffer("sigma_min", self._floors(priors, sigma_min))
         self.register_buffer("temperature", torch.ones(count))
-        self.register_buffer("gains", self._gains(project))
-        gains = torch.full((count,), 1 / count) if self.gains is None else self.gains
-        self.encoders = _Encoders(channels or 1, 1 if shared else count, gains, self.size)
-        self.heads = nn.ModuleList()
-        self.head_names: tuple[str, ...] = ()
-        for name, (shape, support) in (heads or {}).items():
-            self._add_head(name, Head(self.encoders.features, tuple(shape), support))
+        #: A head's name or a function, where the gains are drawn.
+        self.drawn: str | GainsOf | None = project if isinstance(project, str) or callable(project) else None
+        self.register_buffer("gains", None if self.drawn is not None else self._fixed_gains(project))
+        self.encoders = _Encoders(channels or 1, 1 if shared else count, count, self.size)
+        features = self.encoders.features
+        self.head_names = tuple(heads or {})
+        self.heads = nn.ModuleList(Head(features, tuple(shape), support) for shape, support in (heads or {}).values())
+        if isinstance(project, str) and project not in self.head_names:
+            raise ConfigurationError(
+                f"project={project!r} names no head; this guide has {list(self.head_names) or 'none'}. Give the name "
+                "of the head that draws the gains, or a function of the heads' values"
+            )
+        if self.projected and not self.noise > 0:
+            raise ConfigurationError(f"the observation noise must be positive; got {self.noise!r}")
+        self._begin()
         self.sigma_min: Tensor
         self.temperature: Tensor
         self.gains: Tensor | None
@@ -150,16 +185,26 @@ class EncoderGuide(PyroModule):
                 f"sources {list(priors)} and observes {observed}"
             )
         starts = {name: _start(name, site) for name, site in latent.items() if name not in priors}
+        heads = {name: (site["fn"].event_shape, site["fn"].support) for name, site in latent.items() if name in starts}
         stereo = sites[observed[0]]["fn"].event_dim > 1
-        options = {"channels": mix.shape[-2] if stereo else None} | options
-        guide = cls(priors, **options)
-        for name, start in starts.items():
-            guide._add_head(name, Head(guide.encoders.features, **start))
+        guide = cls(priors, **{"channels": mix.shape[-2] if stereo else None, "heads": heads} | options)
+        for name, head in guide._named_heads():
+            if name in starts:
+                head.begin(*starts[name])
+        guide._begin()
         return guide
 
-    def _add_head(self, name: str, head: Head) -> None:
-        self.heads.append(head)
-        self.head_names = (*self.head_names, name)
+    def _begin(self) -> None:
+        """Each mean starts as the mix, in the share of it that equal sources would have."""
+        with torch.no_grad():
+            gains = self._gains_by({name: head.centre() for name, head in self._named_heads()})
+            if gains is None:
+                gains = self.temperature.new_full((self.channels or 1, len(self.names)), 1 / len(self.names))
+            # Nearly equal columns tell no source from another.
+            self.encoders.direct.copy_(torch.linalg.pinv(gains, rtol=0.1))
+
+    def _named_heads(self) -> Iterable[tuple[str, Head]]:
+        return zip(self.head_names, cast("Iterable[Head]", self.heads), strict=True)
 
     def _floors(self, priors: Any, given: float | Sequence[float] | None) -> Tensor:
         if given is None:
@@ -172,19 +217,52 @@ class EncoderGuide(PyroModule):
             )
         return floors.clamp(min=1e-6).expand(len(self.names)).clone()
 
-    def _gains(self, project: bool | Sequence[float] | Tensor) -> Tensor | None:
+    def _fixed_gains(self, project: Any) -> Tensor | None:
         if project is False:
             return None
-        if self.channels is not None:
-            raise ConfigurationError("project needs a mix of one channel, (..., time); this guide's has channels")
-        if not self.noise > 0:
-            raise ConfigurationError(f"the observation noise must be positive; got {self.noise!r}")
         count = len(self.names)
-        given = [1 / count] * count if project is True else project
-        gains = torch.as_tensor(given, dtype=torch.get_default_dtype()).clone()
-        if gains.shape != (count,) or not bool(gains.any()):
-            raise ShapeError(f"expected gains for {list(self.names)}, not all zero; got {given!r}")
+        shape = (count,) if self.channels is None else (self.channels, count)
+        gains = torch.full(shape, 1 / count) if project is True else torch.as_tensor(project)
+        gains = gains.to(torch.get_default_dtype(), copy=True)
+        if gains.shape != shape or not bool(gains.any()):
+            raise ShapeError(
+                f"expected gains for {list(self.names)} of shape {shape}, {self._gain_axes}, not all zero; got "
+                f"{project!r}"
+            )
         return gains
+
+    @property
+    def _gain_axes(self) -> str:
+        return "(source,)" if self.channels is None else "(channel, source)"
+
+    def _gains_by(self, values: dict[str, Tensor]) -> Tensor | None:
+        """Gains ``(..., channel, source)`` by the heads' values; ``None`` where there is no projection."""
+        if self.drawn is None:
+            gains = self.gains
+        elif isinstance(self.drawn, str):
+            gains = values[self.drawn]
+        else:
+            try:
+                gains = self.drawn(dict(values))
+            except KeyError as error:
+                raise ConfigurationError(
+                    f"the function given as project looks for site {error}; the heads are {list(values) or 'none'}"
+                ) from error
+        if gains is None:
+            return None
+        shape = (len(self.names),) if self.channels is None else (self.channels, len(self.names))
+        if not isinstance(gains, Tensor) or gains.shape[-len(shape) :] != shape:
+            got = tuple(gains.shape) if isinstance(gains, Tensor) else type(gains).__name__
+            raise ShapeError(
+                f"expected gains for {list(self.names)} that end in {shape}, {self._gain_axes}; got {got} from "
+                f"project={self.drawn!r}"
+            )
+        return gains if self.channels is not None else gains.unsqueeze(-2)
+
+    @property
+    def projected(self) -> bool:
+        """Whether it is conditioned on the mix."""
+        return self.drawn is not None or self.gains is not None
 
     # --- what it is of a mix --------------------------------------------------------------------------------------
 
@@ -193,45 +271,54 @@ class EncoderGuide(PyroModule):
         if mix is None:
             raise ConfigurationError("an encoder guide needs the mix: call it as guide(mix) or guide(mix=mix)")
         mean, scale, features, level = self._encoded(mix)
-        values = {}
-        for name, head in zip(self.head_names, self.heads, strict=True):
-            values[name] = pyro.sample(name, head(features, level))
-        left, behind = self._innovation(mix, mean, scale)
+        scale = self.temperature.unsqueeze(-1) * scale
+        values = {name: pyro.sample(name, head(features, level)) for name, head in self._named_heads()}
+        projection = self._projection(mix, mean, scale, values)
         for k, name in enumerate(self.names):
-            loc, deviation = mean[..., k, :], scale[..., k, :]
-            if self.gains is None:
-                values[name] = pyro.sample(name, dist.Normal(loc, deviation).to_event(1))
-                continue
-            gain, variance, rest = self.gains[k], deviation.square(), behind[..., k, :]
-            total = rest + gain.square() * variance
-            conditional = loc + gain * variance / total * left
-            values[name] = pyro.sample(name, dist.Normal(conditional, deviation * (rest / total).sqrt()).to_event(1))
-            left = left - gain * (values[name] - loc)
+            if projection is None:
+                loc, deviation = mean[..., k, :], scale[..., k, :]
+            else:
+                loc, deviation = projection.given_those_before(k)
+            values[name] = pyro.sample(name, dist.Normal(loc, deviation).to_event(1))
+            if projection is not None:
+                projection.know(k, values[name])
         return values
 
     def encode(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoders give, before any projection: :math:`\\mu, \\sigma`, each ``(..., source, time)``."""
-        return self._encoded(mix)[:2]
-
-    def moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every sample of the sources given the mix, each ``(..., source, time)``."""
         mean, scale, *_ = self._encoded(mix)
-        if self.gains is None:
-            return mean, scale
-        gains, variance = self.gains.unsqueeze(-1), scale.square()
-        left = mix.to(mean) - (gains * mean).sum(-2)
-        weighted = gains * variance
-        total = (gains * weighted).sum(-2) + self.noise**2
-        # The variance of all the others and the noise beside the own: no difference of nearly equal numbers.
-        others = total.unsqueeze(-2) - gains * weighted
-        others = others.clamp(min=self.noise**2)
-        return (
-            mean + weighted * (left / total).unsqueeze(-2),
-            (variance * others / total.unsqueeze(-2)).sqrt(),
-        )
+        return mean, self.temperature.unsqueeze(-1) * scale
 
-    def _encoded(self, mix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means and deviations ``(..., source, time)``, features ``(..., feature)`` and the mix's level ``(...)``."""
+    def moments(self, mix: Tensor, encoded: Encoded | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of every sample of the sources given the mix, each ``(..., source, time)``.
+
+        Where the heads draw the gains, these are of the sources given the heads' medians (for a simplex, what the mean
+        of the unconstrained space stands for): the deviations leave out what is uncertain of the gains.
+
+        Arguments:
+            mix: ``(..., time)`` or ``(..., channel, time)``.
+            encoded: of this mix, where it is known already; it does not depend on the temperatures.
+        """
+        mean, scale, features, level = self._encoded(mix) if encoded is None else encoded
+        scale = self.temperature.unsqueeze(-1) * scale
+        values = (
+            {} if self.drawn is None else {name: head.centre(features, level) for name, head in self._named_heads()}
+        )
+        projection = self._projection(mix, mean, scale, values)
+        if projection is None:
+            return mean, scale
+        means, scales = zip(*map(projection.marginal, range(len(self.names))), strict=True)
+        return torch.stack(means, -2), torch.stack(scales, -2)
+
+    def _projection(self, mix: Tensor, mean: Tensor, scale: Tensor, values: dict[str, Tensor]) -> Projection | None:
+        gains = self._gains_by(values)
+        if gains is None:
+            return None
+        mix = mix.to(mean) if self.channels is not None else mix.to(mean).unsqueeze(-2)
+        return Projection(mix, gains, mean, scale, self.noise)
+
+    def _encoded(self, mix: Tensor) -> Encoded:
+        """What the encoders give of a mix, their deviations before any temperature."""
         self._check(mix)
         x = mix.to(self.temperature).reshape(-1, self.channels or 1, mix.shape[-1])
         level = x.square().mean((-1, -2)).sqrt().clamp(min=_SILENCE)[:, None, None]
@@ -239,27 +326,13 @@ class EncoderGuide(PyroModule):
         mean, raw, features = self.encoders(x)
         mean = level * mean
         scale = self.sigma_min.unsqueeze(-1) + level * functional.softplus(raw + _ONE)
-        scale = self.temperature.unsqueeze(-1) * scale
         batch = mix.shape[: -1 if self.channels is None else -2]
-        return (
+        return Encoded(
             mean.reshape(*batch, *mean.shape[1:]),
             scale.reshape(*batch, *scale.shape[1:]),
             features.reshape(*batch, features.shape[-1]),
             level.reshape(batch),
         )
-
-    def _innovation(self, mix: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """What the means leave of the mix, and the variance of it that lies behind each source: noise and those after.
-
-        ``(..., time)`` and ``(..., source, time)``; nothing of use where there is no projection.
-        """
-        if self.gains is None:
-            return mix, mix
-        gains = self.gains.unsqueeze(-1)
-        power = gains.square() * scale.square()
-        after = power.flip(-2).cumsum(-2).flip(-2)[..., 1:, :]
-        after = torch.cat([after, torch.zeros_like(power[..., :1, :])], -2)
-        return mix.to(mean) - (gains * mean).sum(-2), after + self.noise**2
 
     def _check(self, mix: Tensor) -> None:
         least = 1 if self.channels is None else 2
@@ -278,15 +351,24 @@ class EncoderGuide(PyroModule):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What it is built from, but for the weights: for a file."""
+        """What it is built from, but for the weights: for a file.
+
+        Raises:
+            ConfigurationError: the gains are drawn by a function, which no file can hold.
+        """
+        if callable(self.drawn):
+            raise ConfigurationError(
+                "a guide whose gains are a function of its heads can't be written to a file; keep its state_dict(), "
+                "and load that into a guide that is built by the same call. A head's own value, by name, can be written"
+            )
         return {
             "sources": list(self.names),
             "shared": self.shared,
             "size": dict(vars(self.size)),
-            "project": False if self.gains is None else self.gains.tolist(),
+            "project": self.drawn or (False if self.gains is None else self.gains.tolist()),
             "noise": self.noise,
             "channels": self.channels,
-            "heads": {name: head.config for name, head in zip(self.head_names, self.heads, strict=True)},
+            "heads": {name: head.config for name, head in self._named_heads()},
         }
 
     @classmethod
@@ -310,13 +392,11 @@ class _Encoders(nn.Module):
     Not part of the guide itself, for there Pyro would take every parameter from its store.
     """
 
-    def __init__(self, inputs: int, networks: int, gains: Tensor, size: UNetSize) -> None:
+    def __init__(self, inputs: int, networks: int, sources: int, size: UNetSize) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(RefiningUNet(inputs, len(gains) // networks, size) for _ in range(networks))
+        self.networks = nn.ModuleList(RefiningUNet(inputs, sources // networks, size) for _ in range(networks))
         self.features = size.width * networks
-        # Each mean starts as the mix, in the share of it that equal sources would have.
-        start = gains / gains.square().sum() / inputs
-        self.direct = nn.Parameter(start.unsqueeze(-1).repeat(1, inputs))
+        self.direct = nn.Parameter(torch.zeros(sources, inputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs, features = zip(*(network(x) for network in self.networks), strict=True)
@@ -325,8 +405,8 @@ class _Encoders(nn.Module):
         return mean + (self.direct.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2), raw, torch.cat(features, -1)
 
 
-def _start(name: str, site: Mapping[str, Any], draws: int = 256) -> dict[str, Any]:
-    """What a head for this site is built from."""
+def _start(name: str, site: Mapping[str, Any], draws: int = 256) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the site's prior in the unconstrained space."""
     fn = site["fn"]
     if site["cond_indep_stack"]:
         raise ConfigurationError(
@@ -338,4 +418,4 @@ def _start(name: str, site: Mapping[str, Any], draws: int = 256) -> dict[str, An
         raise ConfigurationError(f"latent site {name!r} is discrete; an encoder guide needs it summed out or observed")
     with torch.no_grad():
         z = biject_to(fn.support).inv(fn.sample(torch.Size([draws])))
-    return {"shape": tuple(fn.event_shape), "support": fn.support, "loc": z.mean(0), "scale": z.std(0).clamp(min=1e-4)}
+    return z.mean(0), z.std(0).clamp(min=1e-4)

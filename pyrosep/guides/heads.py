@@ -23,18 +23,15 @@ _ONE = 0.5413
 class Head(nn.Module):
     """A mean-field Normal in the unconstrained space, by features of the frame and the logarithm of the mix's level.
 
-    It starts at ``loc`` and ``scale``, whatever the mix.
+    It starts at the standard Normal or where :meth:`begin` says, whatever the mix.
 
     Arguments:
         features: how many.
         shape: of an event.
         support: one of torch's constraints, under any ``independent``: real, above a bound, an interval, simplex.
-        loc, scale: in the unconstrained space, to start from.
     """
 
-    def __init__(
-        self, features: int, shape: tuple[int, ...], support: Any, *, loc: Tensor | float = 0.0, scale: Any = 1.0
-    ) -> None:
+    def __init__(self, features: int, shape: tuple[int, ...], support: Any) -> None:
         super().__init__()
         self.kind, self.bounds = _described(support)
         self.shape = torch.Size(shape)
@@ -43,8 +40,8 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         like = self.linear.bias.detach()
-        self.register_buffer("loc", torch.as_tensor(loc).to(like).expand(self.inner).clone())
-        self.register_buffer("scale", torch.as_tensor(scale).to(like).expand(self.inner).clone())
+        self.register_buffer("loc", like.new_zeros(self.inner))
+        self.register_buffer("scale", like.new_ones(self.inner))
         self.loc: Tensor
         self.scale: Tensor
 
@@ -67,19 +64,33 @@ class Head(nn.Module):
     def _transform(self) -> Any:
         return biject_to(self.support({"support": self.kind, "bounds": self.bounds}))
 
+    def begin(self, loc: Tensor, scale: Tensor) -> None:
+        """Start at this mean and deviation in the unconstrained space."""
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+
     def forward(self, features: Tensor, level: Tensor) -> Any:
         """The site's distribution, of features ``(..., features)`` and levels ``(...)``; batch shape ``(...)``."""
-        log_level = level.log().clamp(min=_LEAST).unsqueeze(-1)
-        with torch.autocast(level.device.type, enabled=False):
-            shift, spread = self.linear(torch.cat([features, log_level], -1)).unflatten(-1, (2, -1)).unbind(-2)
-        batch = level.shape
-        loc = self.loc + self.scale * shift.reshape(batch + self.inner)
-        scale = self.scale * (functional.softplus(spread + _ONE).reshape(batch + self.inner) + 1e-4)
+        loc, scale = self._unconstrained(features, level)
         base = dist.Normal(loc, scale).to_event(len(self.inner))
         if self.kind == "real":
             return base
         # An elementwise transform of a distribution with event axes takes over their number.
         return dist.TransformedDistribution(base, [self._transform()])
+
+    def centre(self, features: Tensor | None = None, level: Tensor | None = None) -> Tensor:
+        """The value at the mean of the unconstrained space: the median, but for a simplex. Without a mix, at first."""
+        if features is None or level is None:
+            return self._transform()(self.loc)
+        return self._transform()(self._unconstrained(features, level)[0])
+
+    def _unconstrained(self, features: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        log_level = level.log().clamp(min=_LEAST).unsqueeze(-1)
+        with torch.autocast(level.device.type, enabled=False):
+            shift, spread = self.linear(torch.cat([features, log_level], -1)).unflatten(-1, (2, -1)).unbind(-2)
+        batch = level.shape
+        loc = self.loc + self.scale * shift.reshape(batch + self.inner)
+        return loc, self.scale * (functional.softplus(spread + _ONE).reshape(batch + self.inner) + 1e-4)
 
 
 def _described(support: Any) -> tuple[str, list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -38,6 +38,7 @@ def fit_guide(
     objective: str = "simulated",
     settings: TrainingSettings | None = None,
     stems: Mapping[str, Callable[[int], Tensor]] | None = None,
+    cuts: Sequence[int] = (),
     held_out: Any = None,
     num_samples: int = 16,
     sigma_max: float | None = None,
@@ -72,6 +73,8 @@ def fit_guide(
         objective: see above.
         settings: of the training; a batch is one of mixes.
         stems: by source, a function that draws so many frames ``(count, time)`` of that source alone; for simulation.
+        cuts: lengths in samples that simulated mixes are cut into, at random one of them or none in a step: for a guide
+            that is to read frames of several lengths. Of a model in which a piece of a mix is the mix of the pieces.
         held_out: mixes to validate on, as ``data``; where they come with their sources, SI-SDR is reported. By default
             mixes simulated once, if the objective simulates.
         num_samples: draws behind the bounds of the validation; 0 leaves ``elbo`` and ``iwae`` out, which ask the priors
@@ -115,11 +118,21 @@ def fit_guide(
         raise ConfigurationError(f"objective {objective!r} needs mixes to train on; give them as data")
     if objective == "elbo" and stems:
         raise ConfigurationError("stems are for objectives that simulate; with 'elbo' there is no use for them")
+    if objective == "elbo" and cuts:
+        raise ConfigurationError(
+            "cuts are for objectives that simulate; with 'elbo' frames are as the priors have them"
+        )
     # What the guide registers in Pyro's param store is the trainer's to optimise, and nobody else's.
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        run = _Run(model, guide, data, objective, settings, stems, sigma_max, annealing)
+        run = _Run(model, guide, data, objective, settings, stems, cuts, sigma_max, annealing)
         validate = _Validation(run, held_out, num_samples)
-        about = {"objective": objective, "annealing": annealing, "sigma_max": sigma_max, **(about or {})}
+        about = {
+            "objective": objective,
+            "cuts": list(cuts),
+            "annealing": annealing,
+            "sigma_max": sigma_max,
+            **(about or {}),
+        }
         trainer = Trainer(settings, folder=folder, about=about, label=label, quiet=quiet, fabric=fabric)
         result = trainer.fit(run.counted, run.loss, run.draw, validate=validate, resume=resume, until=until)
     guide.requires_grad_(True)
@@ -151,6 +164,7 @@ class _Run:
         objective: str,
         settings: TrainingSettings,
         stems: Mapping[str, Callable[[int], Tensor]] | None,
+        cuts: Sequence[int],
         sigma_max: float | None,
         annealing: float,
     ) -> None:
@@ -183,6 +197,10 @@ class _Run:
             if mix.device == guide.temperature.device:  # else the trainer moves the guide to where the priors are
                 check_independence(model, guide, mix)
         self.nesting = plate_nesting(single)
+        self.names, self.time = list(priors), mix.shape[-1]
+        if bad := [cut for cut in cuts if not 0 < cut < self.time]:
+            raise ConfigurationError(f"cuts must be from 1 to below the mixes' {self.time} samples; got {bad}")
+        self.lengths = [self.time, *cuts]
         self.samples = sum(prior.time for prior in priors.values())
         self.bottom = max(min(float(prior.sigma.min()) for prior in priors.values()), 1e-6)
         if sigma_max is None:
@@ -191,14 +209,28 @@ class _Run:
 
     def draw(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         if int(self.counted.steps) < self.simulated or self.mixes is None:
-            return simulate(self.model, count, stems=self.stems)
+            mix, values = simulate(self.model, count, stems=self.stems)
+            length = self.lengths[int(torch.randint(len(self.lengths), ()))] if len(self.lengths) > 1 else self.time
+            return (mix, values) if length == self.time else self._cut(mix, values, length)
         return self.mixes(count), {}
+
+    def _cut(self, mix: Tensor, values: dict[str, Tensor], length: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mixes and their values in pieces, one after the other on the first axis; what is left over is dropped."""
+        count = self.time // length
+
+        def pieces(x: Tensor) -> Tensor:
+            return x[..., : count * length].unflatten(-1, (count, length)).movedim(-2, 1).flatten(0, 1)
+
+        return pieces(mix), {
+            name: pieces(value) if name in self.names else value.repeat_interleave(count, 0)
+            for name, value in values.items()
+        }
 
     def loss(self, guide: nn.Module, batch: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
         mix, values = batch
         step = int(self.counted.steps)
         self.counted.steps += 1
-        scale = len(mix) * self.samples
+        scale = len(mix) * self.samples * mix.shape[-1] / self.time
         batched = over_mixes(guide, len(mix), self.nesting)
         if values:
             return -log_q(batched, mix, values) / scale

@@ -146,7 +146,8 @@ class AnnealedSGLD(MALA):
 
         Chains come in at the lowest level of the ladder that is not below their own, for noise of that level hides what
         is wrong with their start; without ``levels`` at the top. From a known level a descent that explains less of the
-        mix than the start did is taken back.
+        mix than the start did is taken back; sweeps then begin from nothing, and where those don't settle either, the
+        chain has its start again.
         """
         names = list(potential.priors)
         if not names:
@@ -157,10 +158,17 @@ class AnnealedSGLD(MALA):
         total = len(ladder) + redraws
         with torch.no_grad():
             everyone = torch.arange(search.num_chains, device=next(iter(z.values())).device)
+            lost = torch.zeros_like(everyone, dtype=torch.bool)
             places = _places(search.ladder, levels, search.num_chains).to(everyone.device)
             for first in places.unique().tolist():
                 down = partial(search.descend, everyone[places == first], search.ladder[first:], None, anew=False)
-                down() if levels is None else search.refine(down)
+                if levels is None:
+                    down()
+                else:
+                    lost |= search.refine(down)
+            start = dict(search.z)
+            if search.exchanges and bool(lost.any()):
+                search.descend(everyone[lost], search.ladder, None)
             progress(len(ladder), total)
             short = _spread(search.ladder, self.redraw_levels)
             for number in range(redraws):
@@ -177,6 +185,7 @@ class AnnealedSGLD(MALA):
                 else:
                     search.attempt(tolerance, partial(search.descend, chains, short, order[:, : self.block]))
                 progress(len(ladder) + number + 1, total)
+            search.take_back(start, lost & torch.isin(everyone, search.unsettled()))
         self.search_calls = search.calls
         self._sweeper = None
         if isinstance(search, SweepSearch) and search.fixed:

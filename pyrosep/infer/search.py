@@ -105,20 +105,25 @@ class Search(ABC):
         after = self.energy()
         temperature = max(tolerance, 1e-9) ** 2 * power / noise
         chance = ((energy - after) / temperature).clamp(max=0).exp()
-        self._take_back(before, ~(torch.rand_like(after) < chance) | ~after.isfinite())
+        self.take_back(before, ~(torch.rand_like(after) < chance) | ~after.isfinite())
 
-    def refine(self, move: Callable[[], None]) -> None:
+    def refine(self, move: Callable[[], None]) -> Tensor:
         """Make a move that is to refine a start; take it back where it leaves more unexplained than there was.
 
-        Chains whose residual is down to the noise keep it in any case.
+        Chains whose residual is down to the noise keep it in any case. Returns those where it was taken back, a mask.
         """
         before, was = dict(self.z), self.residual()[0]
-        move()
+        try:
+            move()
+        except DivergenceError:
+            self.z = before
+            return torch.ones_like(was, dtype=torch.bool)
         left, _, noise = self.residual()
-        worse = (left > was) & (left > SETTLED * (noise + self._own_noise()))
-        self._take_back(before, worse | ~left.isfinite())
+        refused = (left > was) & (left > SETTLED * (noise + self._own_noise())) | ~left.isfinite()
+        self.take_back(before, refused)
+        return refused
 
-    def _take_back(self, before: Values, chains: Tensor) -> None:
+    def take_back(self, before: Values, chains: Tensor) -> None:
         """Put chains, by a mask ``(chains,)``, back to where they were."""
         for name, value in self.z.items():
             mask = chains.reshape((-1,) + (1,) * (value.ndim - 1)) if self.potential.batch_ndim else chains
@@ -338,7 +343,7 @@ class LangevinSearch(Search):
                     f"no chain is finite any more at noise level {sigma:.3g} of the search; take a smaller "
                     "langevin_step, or look at the data"
                 )
-            self._take_back(before, ~finite)
+            self.take_back(before, ~finite)
 
     def _active(self, chains: Tensor, blocks: Tensor | None) -> dict[str, Tensor]:
         """Which chains move which source, in the batch shape of each source."""

@@ -48,7 +48,7 @@ def known(priors, mean_of, scales, project=False):
 
     def encoded(mix):
         mean = mean_of(mix)
-        return mean, (guide.temperature * torch.as_tensor(scales)).unsqueeze(-1).expand(mean.shape), mix, mix
+        return mean, torch.as_tensor(scales).unsqueeze(-1).expand(mean.shape), mix, mix
 
     guide._encoded = encoded
     return guide

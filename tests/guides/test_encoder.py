@@ -13,7 +13,8 @@ from pyrosep import MALA, EncoderGuide, GaussianPrior, LangevinMCMC
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides import UNetSize
 from pyrosep.guides.bounds import over_mixes
-from pyrosep.mixing import linear_mix, mean_mix, panned_mix, unknown_gains_mix
+from pyrosep.guides.projection import Projection
+from pyrosep.mixing import linear_mix, mean_mix, pan_gains, panned_mix, unknown_gains_mix
 
 TINY = UNetSize(hop=4, width=6, levels=2, layers=2)
 TIME = 32
@@ -97,24 +98,35 @@ def test_silence_is_no_trouble():
 # --- the projection -----------------------------------------------------------------------------------------------
 
 
-def dense(guide, mix):
-    """The joint Gaussian over the sources at each sample, by the update for one observation."""
+def dense(guide, mix, gains):
+    """The joint Gaussian over the sources at each sample given gains ``(..., [channel,] source)``, by Kalman's gain."""
     mean, scale = (value.mT for value in guide.encode(mix))
-    gains = guide.gains
+    if guide.channels is None:
+        gains, mix = gains.unsqueeze(-2), mix.unsqueeze(-2)
+    gains = gains.unsqueeze(-3)  # (..., 1, channel, source)
     prior = torch.diag_embed(scale.square())
-    total = torch.einsum("i,...ij,j->...", gains, prior, gains) + guide.noise**2
-    gain = prior @ gains / total.unsqueeze(-1)
-    mean = mean + gain * (mix - mean @ gains).unsqueeze(-1)
-    covariance = prior - total[..., None, None] * gain.unsqueeze(-1) * gain.unsqueeze(-2)
-    return mean, covariance
+    total = gains @ prior @ gains.mT + guide.noise**2 * torch.eye(gains.shape[-2], dtype=mix.dtype)
+    gain = torch.linalg.solve(total, gains @ prior).mT
+    left = mix.mT - (gains @ mean.unsqueeze(-1)).squeeze(-1)
+    return mean + (gain @ left.unsqueeze(-1)).squeeze(-1), prior - gain @ gains @ prior
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("project", [True, (0.3, -1.2, 2.0)])
-def test_the_projected_density_is_that_of_a_dense_gaussian(project):
-    guide = stirred(EncoderGuide(names(3), size=TINY, project=project, noise=0.2)).double()
-    mix = torch.randn(2, 19)
-    mean, covariance = dense(guide, mix)
+@pytest.mark.parametrize(
+    ("channels", "project"),
+    [
+        (None, True),
+        (None, (0.3, -1.2, 2.0)),
+        (1, ((0.3, -1.2, 2.0),)),
+        (2, True),
+        (2, ((0.3, -1.2, 2.0), (0.5, 0.7, 0.0))),
+        (4, tuple((0.3 * c, 1.0, 1.0 - c) for c in range(4))),
+    ],
+)
+def test_the_projected_density_is_that_of_a_dense_gaussian(channels, project):
+    guide = stirred(EncoderGuide(names(3), size=TINY, channels=channels, project=project, noise=0.2)).double()
+    mix = torch.randn(2, *(() if channels is None else (channels,)), 19)
+    mean, covariance = dense(guide, mix, guide.gains)
     values = {name: torch.randn(2, 19) for name in names(3)}
     trace = poutine.trace(over_mixes(poutine.condition(guide, values), 2)).get_trace(mix)
     trace.compute_log_prob()
@@ -127,10 +139,104 @@ def test_the_projected_density_is_that_of_a_dense_gaussian(project):
     torch.testing.assert_close(own_scale.mT, covariance.diagonal(dim1=-2, dim2=-1).sqrt())
 
 
+DRAWN = {
+    "one channel, by name": (None, "gains", {"gains": ((3,), constraints.positive)}),
+    "two channels, by name": (2, "gains", {"gains": ((2, 3), constraints.real)}),
+    "two channels, by a function": (
+        2,
+        lambda values: values["level"][..., None, None] * pan_gains(values["pans"]),
+        {"pans": ((3,), constraints.interval(-1.0, 1.0)), "level": ((), constraints.positive)},
+    ),
+}
+
+
+def gains_of(guide, values):
+    return values[guide.drawn] if isinstance(guide.drawn, str) else guide.drawn(values)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("case", DRAWN)
+def test_with_drawn_gains_the_density_is_the_heads_times_that_given_them(case):
+    """Under plates over draws and mixes, each draw with gains of its own."""
+    channels, project, heads = DRAWN[case]
+    guide = stirred(EncoderGuide(names(3), size=TINY, channels=channels, project=project, heads=heads, noise=0.2))
+    mix = torch.randn(2, *(() if channels is None else (channels,)), 11)
+    with pyro.plate("draws", 4, dim=-2):
+        trace = poutine.trace(over_mixes(guide, 2)).get_trace(mix)
+    trace.compute_log_prob()
+    values = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name in {*names(3), *heads}}
+    gains = gains_of(guide, values)
+    assert gains.shape[:2] == (4, 2)
+    assert not torch.equal(gains[0], gains[1])
+    mean, covariance = dense(guide, mix, gains)
+    total = sum(trace.nodes[name]["log_prob"] for name in names(3))
+    stacked = torch.stack([values[name] for name in names(3)], -1)
+    torch.testing.assert_close(total, MultivariateNormal(mean, covariance).log_prob(stacked).sum(-1))
+    assert all(trace.nodes[name]["log_prob"].shape == (4, 2) for name in heads)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("case", DRAWN)
+def test_moments_are_those_at_the_medians_of_drawn_gains(case):
+    channels, project, heads = DRAWN[case]
+    guide = stirred(EncoderGuide(names(3), size=TINY, channels=channels, project=project, heads=heads, noise=0.2))
+    mix = torch.randn(2, *(() if channels is None else (channels,)), 11)
+    with torch.no_grad(), pyro.plate("draws", 4001, dim=-2):
+        drawn = guide(mix)
+    median = {name: drawn[name].median(0).values for name in heads}
+    features, level = guide._encoded(mix)[2:]
+    exact = {name: head.centre(features, level) for name, head in zip(guide.head_names, guide.heads, strict=True)}
+    for name, value in exact.items():
+        # The median of n draws lies at the quantiles 1/2 +- 4 / (2 sqrt n).
+        low, high = (drawn[name].quantile(0.5 + sign * 2 / 4001**0.5, 0) for sign in (-1, 1))
+        assert bool(((low <= value) & (value <= high)).all()), (median[name], value)
+    mean, covariance = dense(guide, mix, gains_of(guide, exact))
+    own_mean, own_scale = guide.moments(mix)
+    torch.testing.assert_close(own_mean.mT, mean)
+    torch.testing.assert_close(own_scale.mT, covariance.diagonal(dim1=-2, dim2=-1).sqrt())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_in_single_precision_little_noise_is_still_noise(channels, order):
+    """Noise of 1e-3 beside sources of 1, up to two channels with two sources from nearly the same place."""
+    noise, count, time = 1e-3, 4, 500
+    gains = torch.randn(channels, count)
+    if channels < 3:
+        gains[:, 1] = gains[:, 0] * 1.01 + 1e-3 * torch.randn(channels)
+    gains, scale = gains[:, order], torch.rand(count, time) + 0.5
+    mean, mix = torch.randn(count, time), torch.randn(channels, time)
+    projection = Projection(mix, gains, mean, scale, noise)
+    # The joint density in double precision: exp(-s' J s / 2 + h' s), of which any part given the others is a block.
+    wide, own = gains.double(), scale.double().mT ** -2
+    precision = torch.diag_embed(own) + wide.mT @ wide / noise**2
+    linear = own * mean.double().mT + (wide.mT @ mix.double()).mT / noise**2
+    known = torch.zeros(time, 0, dtype=torch.float64)
+    # Means by their deviations: rounding of a mix of about 5 beside a deviation of down to noise is 3e-4, and the noise
+    # of the draws before, up to 4 deviations, is rounded too. Deviations hold but positive numbers.
+    close = {"atol": 1e-2, "rtol": 0.0}
+    for k in range(count):
+        marginal, deviation = projection.marginal(k)
+        covariance = precision.inverse()
+        spread = covariance[:, k, k].sqrt()
+        centre = (covariance @ linear.unsqueeze(-1))[:, k, 0]
+        torch.testing.assert_close(marginal / spread, centre / spread, **close)
+        torch.testing.assert_close(deviation.double(), spread, rtol=1e-3, atol=0.0)
+        rest = precision[:, k:, k:].inverse()
+        pull = linear[:, k:] - (precision[:, k:, :k] @ known.unsqueeze(-1)).squeeze(-1)
+        centre, spread = (rest @ pull.unsqueeze(-1))[:, 0, 0], rest[:, 0, 0].sqrt()
+        loc, deviation = projection.given_those_before(k)
+        torch.testing.assert_close(loc / spread, centre / spread, **close)
+        torch.testing.assert_close(deviation.double(), spread, rtol=1e-3, atol=0.0)
+        value = (centre + spread * torch.randn(time, dtype=torch.float64)).float()
+        projection.know(k, value)
+        known = torch.cat([known, value.double().unsqueeze(-1)], -1)
+
+
 def test_projected_draws_have_the_moments_and_meet_the_mix(mean_agrees):
     guide = stirred(EncoderGuide(names(3), size=TINY, project=True, noise=0.02))
     mix = torch.randn(6)
-    mean, covariance = dense(guide, mix)
+    mean, covariance = dense(guide, mix, guide.gains)
     with torch.no_grad(), pyro.plate("draws", 4000):
         values = guide(mix)
     draws = torch.stack([values[name] for name in names(3)], -1)
@@ -164,12 +270,26 @@ def test_heads_keep_to_their_support():
         assert site["log_prob"].shape == (5,)
 
 
-@pytest.mark.parametrize("make", [mean_mix, unknown_gains_mix, panned_mix], ids=lambda make: make.__name__)
-def test_for_a_model_it_has_the_models_sites(make):
+def by_pans(values):
+    return pan_gains(values["pans"])
+
+
+@pytest.mark.parametrize(
+    ("make", "project"),
+    [
+        (mean_mix, False),
+        (unknown_gains_mix, False),
+        (panned_mix, False),
+        (mean_mix, True),
+        (unknown_gains_mix, "gains"),
+        (panned_mix, by_pans),
+    ],
+)
+def test_for_a_model_it_has_the_models_sites(make, project):
     priors = white([1, 2])
     model = make(priors, noise=0.5)
     mix = model().detach()
-    guide = EncoderGuide.for_model(model, mix, size=TINY)
+    guide = EncoderGuide.for_model(model, mix, size=TINY, project=project, noise=0.5)
     with poutine.trace() as tracer:
         guide(mix)
     latent = set(poutine.trace(model).get_trace(mix).stochastic_nodes)
@@ -186,6 +306,30 @@ def test_gains_start_at_their_prior(mean_agrees):
     # 256 draws of the prior set the start: its standard errors, at 4 of them.
     assert float(gains.log().mean(0).abs().max()) < 4 * 0.69 / 16
     assert float((gains.log().std(0) / 0.6908 - 1).abs().max()) < 4 / (2 * 256) ** 0.5 + 0.05
+
+
+def test_draws_meet_the_mix_with_the_gains_drawn_beside_them():
+    model = panned_mix(white([1, 2, 1]), noise=1e-3)
+    mix = model().detach()
+    guide = EncoderGuide.for_model(model, mix, size=TINY, project=by_pans, noise=1e-3)
+    with torch.no_grad(), pyro.plate("draws", 50):
+        values = guide(mix)
+    sources = torch.stack([values[name] for name in names(3)], -2)
+    left = mix - by_pans(values) @ sources
+    # Of two channels and three sources of about 1: chi-square of what is left is at most that of the noise, 4 of its
+    # deviations allowed; but the encoders' means are fitted no closer than their deviations.
+    assert float((left / 1e-3).square().mean()) < 1.5
+    assert float(values["pans"].std(0).min()) > 0.1
+
+
+def test_means_start_at_what_the_mix_tells_of_equal_sources():
+    fixed = EncoderGuide(names(2), size=TINY, project=(2.0, 1.0), noise=1e-3)
+    torch.testing.assert_close(fixed.encoders.direct.detach(), torch.tensor([[0.4], [0.2]]))
+    stereo = EncoderGuide(names(2), size=TINY, channels=2, project=((1.0, 0.0), (1.0, 1.0)))
+    torch.testing.assert_close(stereo.encoders.direct.detach(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
+    model = unknown_gains_mix(white([1, 1]), spread_db=1e-2)  # gains of 1
+    drawn = EncoderGuide.for_model(model, torch.randn(TIME), size=TINY, project="gains")
+    torch.testing.assert_close(drawn.encoders.direct.detach(), torch.tensor([[0.5], [0.5]]), rtol=1e-2, atol=0.0)
 
 
 # --- under Pyro ---------------------------------------------------------------------------------------------------
@@ -271,8 +415,23 @@ def test_moves_to_a_device():
         ({"priors": "bass"}, "list of names; got the string 'bass'"),
         ({"priors": ["a"], "heads": {"a": ((), constraints.real)}}, "different names"),
         ({"priors": ["a"], "channels": 0}, "channels must be at least 1"),
-        ({"priors": ["a"], "channels": 2, "project": True}, "a mix of one channel"),
-        ({"priors": ["a", "b"], "project": (1.0,)}, r"expected gains for \['a', 'b'\]"),
+        ({"priors": ["a", "b"], "project": (1.0,)}, r"gains for \['a', 'b'\] of shape \(2,\), \(source,\)"),
+        ({"priors": ["a", "b"], "project": (0.0, 0.0)}, "not all zero"),
+        (
+            {"priors": ["a", "b"], "channels": 2, "project": (1.0, 1.0)},
+            r"of shape \(2, 2\), \(channel, source\).*got \(1\.0, 1\.0\)",
+        ),
+        ({"priors": ["a"], "project": "gains"}, "project='gains' names no head; this guide has none"),
+        (
+            {"priors": ["a", "b"], "project": "gains", "heads": {"gains": ((3,), constraints.positive)}},
+            r"end in \(2,\), \(source,\); got \(3,\) from project='gains'",
+        ),
+        (
+            {"priors": ["a", "b"], "channels": 2, "project": "gains", "heads": {"gains": ((2,), constraints.positive)}},
+            r"end in \(2, 2\), \(channel, source\); got \(2,\)",
+        ),
+        ({"priors": ["a"], "project": lambda values: values["pans"]}, "looks for site 'pans'; the heads are none"),
+        ({"priors": ["a"], "project": lambda values: 1.0}, "got float from project=<function"),
         ({"priors": ["a"], "project": True, "noise": 0.0}, "noise must be positive"),
         ({"priors": ["a", "b"], "sigma_min": (1.0, 2.0, 3.0)}, "one for each"),
         ({"priors": ["a"], "heads": {"n": ((), constraints.nonnegative_integer)}}, "a head needs a support"),

@@ -28,6 +28,8 @@ def guide(**options):
     [
         {},
         {"shared": True, "project": (0.25, 0.75), "noise": 0.2},
+        {"channels": 2, "project": ((0.25, 0.75), (0.5, 0.1)), "noise": 0.2},
+        {"project": "gains", "heads": {"gains": ((2,), constraints.positive)}, "noise": 0.2},
         {
             "channels": 2,
             "heads": {"gains": ((2,), constraints.positive), "pans": ((2,), constraints.interval(-1.0, 1.0))},
@@ -113,6 +115,17 @@ def test_what_a_guide_is(tmp_path, monkeypatch):
     assert named.digest() != before
     with pytest.raises(UnknownModelError, match=r"one that ships \(named\)"):
         guide_info("nowhere")
+
+
+def test_gains_by_a_function_are_kept_out_of_files(tmp_path):
+    heads = {"gains": ((2,), constraints.positive)}
+    own = guide(project=lambda values: 2 * values["gains"], heads=heads)
+    with pytest.raises(ConfigurationError, match=r"function of its heads can't be written.*state_dict\(\)"):
+        save_guide(tmp_path / "guide", own)
+    assert not (tmp_path / "guide").exists()
+    twin = guide(project=lambda values: 2 * values["gains"], heads=heads)
+    twin.load_state_dict(own.state_dict())  # what the message says to do
+    assert torch.equal(own.moments(torch.ones(21))[0], twin.moments(torch.ones(21))[0])
 
 
 def test_errors(tmp_path):

@@ -84,7 +84,7 @@ def test_by_the_elbo_it_learns_from_mixes_alone(priors, project):
 
 def test_both_in_turn(priors):
     """The noise level falls over the second half, from the top to the priors' own."""
-    run = _Run(mean_mix(priors), guide(priors), torch.randn(9, TIME), "both", settings(100), None, 2.0, 0.5)
+    run = _Run(mean_mix(priors), guide(priors), torch.randn(9, TIME), "both", settings(100), None, (), 2.0, 0.5)
     assert (run.simulated, run.annealed) == (50, 25)
     assert [run.level(0), run.level(25), run.level(49)] == pytest.approx([2.0, 1e-3, 1e-3])
     assert run.level(5) > run.level(6)
@@ -100,7 +100,7 @@ def test_its_simulated_objective_is_that_of_csis(priors):
     joint = [csis._sample_from_joint(observations={"mix": torch.zeros(TIME)}) for _ in range(4)]
     expected = sum(csis._differentiable_loss_particle(csis._get_matched_trace(trace)) for trace in joint)
     mix, low, high = (torch.stack([trace.nodes[name]["value"] for trace in joint]) for name in ("mix", "low", "high"))
-    run = _Run(model, own, None, "simulated", settings(10), None, None, 0.5)
+    run = _Run(model, own, None, "simulated", settings(10), None, (), None, 0.5)
     loss = run.loss(own, (mix, {"low": low, "high": high}))
     # Sums of 512 terms in single precision.
     torch.testing.assert_close(loss, expected / (4 * 2 * TIME), rtol=1e-4, atol=1e-4)
@@ -141,6 +141,30 @@ def test_on_unpaired_stems(priors):
     result = fit_guide(mean_mix(priors, NOISE), given, stems=stems, settings=settings(10), quiet=True)
     assert not torch.equal(weights(drawn), weights(given))
     assert result.history[-1]["log_q"] > 0  # small sources have large densities
+
+
+@pytest.mark.parametrize("make", [mean_mix, panned_mix], ids=lambda make: make.__name__)
+def test_pieces_of_simulated_mixes_are_mixes_of_the_pieces(priors, make):
+    model = make(priors, noise=1e-6)
+    own = EncoderGuide.for_model(model, simulate(model, 1)[0][0], size=TINY)
+    run = _Run(model, own, None, "simulated", settings(2), None, (24, 10), None, 0.7)
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mix, values = run.draw(3)
+        length = mix.shape[-1]
+        seen.add((length, len(mix)))
+        again = pyro.condition(pyro.plate("pieces", len(mix))(model), values)()
+        assert (again - mix).abs().max() < 1e-4
+    assert seen == {(64, 3), (24, 6), (10, 18)}
+
+
+def test_trained_on_pieces_it_is_not_what_whole_frames_make_of_it(priors):
+    whole, cut = guide(priors), guide(priors)
+    fit_guide(mean_mix(priors, NOISE), whole, settings=settings(6), quiet=True)
+    result = fit_guide(mean_mix(priors, NOISE), cut, cuts=[16], settings=settings(6), quiet=True)
+    assert result.skipped == 0
+    assert not torch.equal(weights(whole), weights(cut))
 
 
 def test_resumed_it_ends_at_the_same_bits(priors, tmp_path):
@@ -236,6 +260,15 @@ def test_a_model_in_which_mixes_meet_is_found_out(priors):
 
     with pytest.raises(LeakError, match="some operation of the model reduces over the leading axis"):
         fit_guide(leaky, guide(priors), settings=settings(2), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("objective", "cuts", "words"), [("simulated", [64], "below the mixes' 64"), ("elbo", [16], "with 'elbo'")]
+)
+def test_cuts_that_are_none(priors, objective, cuts, words):
+    mixes, _ = simulate(mean_mix(priors, NOISE), 4)
+    with pytest.raises(ConfigurationError, match=words):
+        fit_guide(mean_mix(priors, NOISE), guide(priors), mixes, objective=objective, cuts=cuts, quiet=True)
 
 
 def test_errors(priors):

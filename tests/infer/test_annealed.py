@@ -505,3 +505,18 @@ def test_a_search_in_which_nothing_is_finite_says_so(oscillating):
     model = mean_mix({wave: Lost(wave, 512) for wave in truth})
     with pytest.raises(DivergenceError, match=r"no chain is finite any more at noise level 1"):
         searched(AnnealedSGLD(model, (1.0, 0.1), coupling="noisy", redraws=0), model, (mix,), 2, truth)
+    # From a guide's start, there is somewhere to go back to.
+    potential, start = Potential(model, (mix,), num_chains=2), initial_values
+    z = start(potential, truth)
+    kernel = AnnealedSGLD(model, (1.0, 0.1), coupling="noisy", redraws=0)
+    found = kernel.search(potential, z, quiet, torch.ones(2))
+    assert all(torch.equal(found[name], z[name]) for name in z)
+
+
+def test_a_start_that_explains_the_mix_by_no_sources_is_left(oscillating):
+    """Every source the mix itself, and sure of it: no descent from there is kept; the search begins from nothing."""
+    model, truth, mix = oscillating
+    start = Near(dict.fromkeys(truth, mix), 0.01)
+    mcmc = LangevinMCMC(AnnealedSGLD(model), 1, 0, num_chains=8, init=start, seed=0).run(mix)
+    scores = [si_sdr(v.reshape(8, 1, -1), truth[k].expand(8, 1, -1)) for k, v in mcmc.get_samples().items()]
+    assert (torch.stack(scores).amin(0) > 20).sum() >= 4
