@@ -169,8 +169,9 @@ class ContinuousFlow(SourcePrior):
     """
 
     has_density = False
-    #: Steps of the probability-flow equation.
-    ode_steps: int = 32
+    #: Steps of the probability-flow equation for a draw, and for a density; each takes two passes.
+    draw_steps: int = 16
+    density_steps: int = 32
     #: Random signs by which the trace of a density is estimated; see :meth:`log_density`.
     probes: int | None = None
 
@@ -235,7 +236,7 @@ class ContinuousFlow(SourcePrior):
         """
         new = copy.copy(self)
         new.has_density = True
-        new.ode_steps = self.ode_steps if steps is None else _counted("steps", steps, 1)
+        new.density_steps = self.density_steps if steps is None else _counted("steps", steps, 1)
         new.probes = self.probes if probes is None else _counted("probes", probes, 0)
         return new
 
@@ -248,13 +249,13 @@ class ContinuousFlow(SourcePrior):
 
         Arguments:
             value: frames.
-            steps: of the equation; an error of theirs falls with their square. :attr:`ode_steps` by default.
+            steps: of the equation; an error of theirs falls with their square. :attr:`density_steps` by default.
             probes: random signs that the trace is estimated with (Hutchinson, 1990), at least two for a standard error;
                 0 for the exact trace, which takes a pass forward and back for every sample of the frame.
                 :attr:`probes` by default, and where that is ``None``, 0 for frames up to 256 samples and else 16.
         """
         self._check_time(value)
-        steps = self.ode_steps if steps is None else _counted("steps", steps, 1)
+        steps = self.density_steps if steps is None else _counted("steps", steps, 1)
         probes = self.probes if probes is None else _counted("probes", probes, 0)
         if probes is None:
             probes = 0 if self.time <= _EXACT else _PROBES
@@ -294,7 +295,7 @@ class ContinuousFlow(SourcePrior):
             like = self.network.variance
             rows = shape[:-1].numel()
             sigma = self.sigma.to(like).expand(shape[:-1]).reshape(rows)
-            levels = self._levels(sigma, self.ode_steps).flip(0)
+            levels = self._levels(sigma, self.draw_steps).flip(0)
             start = GaussianPrior(self.network.spectrum, self.time, levels[0], sigma_min=0.0).sample()
             y, _ = self._carry(start / self._scale(levels[0]), levels)
             return (y * self._scale(sigma)).reshape(shape)

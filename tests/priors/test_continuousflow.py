@@ -36,7 +36,7 @@ def shaken(size=TINY, spectrum=POWER, seed=0):
 
 def random_flow(time=TIME, **arguments):
     flow = ContinuousFlow(shaken(), time, sigma_min=0.01, sigma_max=TOP, **arguments)
-    flow.ode_steps = 4  # enough where nothing hangs on how exact a draw is
+    flow.draw_steps = 4  # enough where nothing hangs on how exact a draw is
     return flow
 
 
@@ -112,7 +112,7 @@ def test_draws_have_the_sources_spectrum(exact, mean_agrees):
     """Periodograms of 4000 draws, at a level and at none; 64 steps are off by 2 in a thousand at most, a tenth of that
     which 4000 draws can tell."""
     flow, gaussian = exact
-    flow.ode_steps = 64
+    flow.draw_steps = 64
     for sigma in (0.0, 0.5):
         draws = flow.at(sigma).sample((4000,))
         power = torch.fft.rfft(draws).abs().square() / TIME
@@ -121,7 +121,7 @@ def test_draws_have_the_sources_spectrum(exact, mean_agrees):
 
 def test_draws_at_levels_of_their_own(exact, mean_agrees):
     flow, gaussian = exact
-    flow.ode_steps = 64
+    flow.draw_steps = 64
     levels = torch.tensor([0.0, 0.3, 2.0, 1.5 * TOP])
     draws = flow.at(levels).sample((4000,))
     power = torch.fft.rfft(draws).abs().square() / TIME
