@@ -14,6 +14,7 @@ from pyrosep.infer import (
     noised,
 )
 from pyrosep.priors import (
+    ContinuousFlow,
     FloWaveNet,
     GaussianPrior,
     OscillatorPrior,
@@ -30,6 +31,7 @@ __all__ = [
     "MALA",
     "SGLD",
     "AnnealedSGLD",
+    "ContinuousFlow",
     "EncoderGuide",
     "FloWaveNet",
     "GaussianPosterior",

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyrosep.errors import CheckpointError, MissingFileError
+from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError
 
-__all__ = ["digest", "load_weights", "save_weights", "write_text"]
+__all__ = ["digest", "load_weights", "save_weights", "stored_weights", "write_text"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
@@ -45,6 +45,30 @@ def save_weights(folder: str | os.PathLike[str], config: Mapping[str, Any], tens
         shutil.move(beside / CONFIG, target / CONFIG)
         if not tensors:
             (target / TENSORS).unlink(missing_ok=True)
+
+
+def stored_weights(network: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The state of a network for :func:`save_weights`, its parameters in another precision; buffers stay as they are.
+
+    Arguments:
+        network: any.
+        dtype: of the parameters, for instance ``torch.float16`` for a file of half the size; by default as they are.
+
+    Raises:
+        ConfigurationError: a ``dtype`` that is none of floats, or too narrow for the weights.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConfigurationError(f"weights are stored as floats, for instance torch.float16; got dtype={dtype}")
+    tensors = dict(network.state_dict())
+    for name, _ in network.named_parameters() if dtype is not None else ():
+        stored = tensors[name].to(dtype)
+        if bool((stored.isinf() & ~tensors[name].isinf()).any()):
+            raise ConfigurationError(
+                f"{name} has values up to {float(tensors[name].abs().max()):.3g}, too large for {dtype}; take "
+                "torch.bfloat16"
+            )
+        tensors[name] = stored
+    return tensors
 
 
 def load_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

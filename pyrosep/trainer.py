@@ -128,6 +128,17 @@ class TrainingResult:
     skipped: int = 0
     seconds: float = 0.0
 
+    def report(self) -> dict[str, Any]:
+        """Steps, seconds, the network's parameters and the last validation's figures, for people and files."""
+        figures = self.history[-1] if self.history else {}
+        return {
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            **({"skipped_steps": self.skipped} if self.skipped else {}),
+            **{key: round(value, 2) for key, value in figures.items() if key != "step"},
+        }
+
 
 class Trainer:
     """Trains a network by AdamW, on one device or several (Lightning Fabric).

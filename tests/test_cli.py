@@ -922,3 +922,58 @@ def test_train_flowavenet_mistakes(tmp_path):
         (("--precision", "8"), "precision must be one of"),
     ):
         assert said in failed(*FLOW, "-o", tmp_path, *arguments)
+
+
+DENOISER = ("train-prior", "continuousflow", *FLOW[2:])
+
+
+@lightning
+def test_train_continuousflow(tmp_path):
+    out = tmp_path / "priors"
+    arguments = ("-o", out, "--source", "saw", "--steps", "3", "--gains", "mean", "--json", tmp_path / "f.json")
+    result = run(*DENOISER, *arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"saw: steps 3, .*SNR at 0\.36 -?[\d.]+, exact at 0\.36", result.stdout)
+    assert (model_info(out).family, model_info(out).gains) == ("continuousflow", "mean")
+    prior = load_priors(out)["saw"]
+    assert (prior.time, prior.sigma_min) == (64, 0.01)
+    assert json.loads((tmp_path / "f.json").read_text())["saw"]["steps"] == 3
+    once = (out / "model.safetensors").stat().st_size
+    assert run(*DENOISER, *arguments[:-2], "--quiet", "--full").exit_code == 0  # nothing is left to train
+    assert (out / "model.safetensors").stat().st_size > 1.5 * once
+    again = run(*DENOISER, "-o", out, "--source", "sine", "--steps", "2", "--start", out, "--quiet")
+    assert "has the sources ['saw']; asked for ['sine']" in again.stderr
+    again = run(*DENOISER, "-o", tmp_path / "more", "--source", "saw", "--steps", "2", "--start", out, "--quiet")
+    assert (again.exit_code, again.stdout) == (0, "")
+
+
+@lightning
+def test_train_continuousflow_on_recordings(tmp_path, stems):
+    options = ("--sample-rate", "4000", "--gain-jitter", "3", "--pitch-jitter", "0.5", "--flip", "--takes", "0.2")
+    arguments = (
+        "train-prior",
+        "continuousflow",
+        "--data",
+        stems,
+        "-o",
+        tmp_path / "out",
+        "--size",
+        "tiny",
+        "-d",
+        "cpu",
+    )
+    result = run(*arguments, *options, "--frame", "64", "--batch", "4", "--steps", "2", "--spread", "0", "--quiet")
+    assert result.exit_code == 0, result.output
+    info = model_info(tmp_path / "out")
+    assert (info.family, info.sample_rate, info.frame) == ("continuousflow", 4000, 64)
+
+
+def test_train_continuousflow_mistakes(tmp_path):
+    for arguments, said in (
+        (("--size", "huge"), "--size must be one of tiny, small, music; got 'huge'"),
+        (("--flip",), "--flip and --takes are for recordings, not toy data"),
+        (("--takes", "2"), "takes from 0 to 1"),
+        (("--workers", "2", "--devices", "2"), "--workers takes one device a source"),
+        (("--start", "toy"), "--start must be a model of ContinuousFlow priors; toy has a OscillatorPrior"),
+    ):
+        assert said in failed(*DENOISER, "-o", tmp_path, *arguments)

@@ -18,7 +18,7 @@ from pyrosep.guides import guide_info
 from pyrosep.guides import training as guide_training
 from pyrosep.mixing import linear_mix
 from pyrosep.priors import load_priors, model_info
-from pyrosep.priors.flowavenet_training import Frames
+from pyrosep.priors.frames import Frames
 
 # Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pyrosep.guides import EncoderGuide, UNetSize
     from pyrosep.priors import ModelInfo
-    from pyrosep.priors.flowavenet_training import Frames
+    from pyrosep.priors.frames import Frames
 
 #: Mixes that are validated on.
 _HELD_OUT = 64
@@ -261,7 +261,7 @@ def _frames(
     from pyrosep.data import RandomCrops
     from pyrosep.data.catalog import open_songs
     from pyrosep.data.toy import WAVES
-    from pyrosep.priors.flowavenet_training import held_out_songs, song_frames, toy_frames
+    from pyrosep.priors.frames import held_out_songs, song_frames, toy_frames
 
     if data == "priors":
         return {}, None

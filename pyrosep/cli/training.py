@@ -30,15 +30,28 @@ from pyrosep.cli.options import (
 )
 from pyrosep.errors import ConfigurationError
 
+Data = Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")]
+SampleRate = Annotated[int | None, typer.Option(min=1, help="Hz [default: the recordings' own].")]
+Frame = Annotated[int, typer.Option(min=2, help="Samples in a frame.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")]
+Batch = Annotated[int, typer.Option(min=1, help="Frames in a step, over all processes.")]
+SigmaMin = Annotated[float, typer.Option(help="Lowest noise level.")]
+SigmaMax = Annotated[float | None, typer.Option(help="Highest level [rms times the root of the frame].")]
+Start = Annotated[str | None, typer.Option(help="A model whose priors to start from [random weights].")]
+Workers = Annotated[int, typer.Option(min=1, help="Sources trained side by side, a process each.")]
+Devices = Annotated[int, typer.Option(min=1, help="Devices for each source; on a CPU, processes.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Machines for each source.")]
+Level = Annotated[str, typer.Option("--gains", help="How loud sources are in a mix: level, fit or mean.")]
+
 
 def train_gaussian_command(
-    data: Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")],
+    data: Data,
     out: Out,
     sources: Sources = None,
-    sample_rate: Annotated[int | None, typer.Option(min=1, help="Hz [default: the recordings' own].")] = None,
+    sample_rate: SampleRate = None,
     frame: Annotated[int, typer.Option(min=2, help="Samples in a frame of the prior.")] = 16_384,
     window: Annotated[int, typer.Option(min=4, help="Samples in a window of the spectral estimate.")] = 2048,
-    gains: Annotated[str, typer.Option(help="How loud sources are in a mix: level, fit or mean.")] = "level",
+    gains: Level = "level",
     summary: Summary = "",
     seed: Seed = 0,
     device: Device = "auto",
@@ -72,32 +85,32 @@ def train_gaussian_command(
 
 
 def train_flowavenet_command(
-    data: Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")],
+    data: Data,
     out: Out,
     sources: Sources = None,
-    sample_rate: Annotated[int | None, typer.Option(min=1, help="Hz [default: the recordings' own].")] = None,
-    frame: Annotated[int, typer.Option(min=2, help="Samples in a frame.")] = 2048,
+    sample_rate: SampleRate = None,
+    frame: Frame = 2048,
     size: Annotated[str, typer.Option(help="Of the network: tiny, small or talk.")] = "small",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")] = 6000,
-    batch: Annotated[int, typer.Option(min=1, help="Frames in a step, over all processes.")] = 16,
+    steps: Steps = 6000,
+    batch: Batch = 16,
     learning_rate: LearningRate = 0.02,
     optimizer: Optimizer = "muon",
     precision: Precision = "bf16-mixed",
-    sigma_min: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.01,
-    sigma_max: Annotated[float | None, typer.Option(help="Highest level [rms times the root of the frame].")] = None,
+    sigma_min: SigmaMin = 0.01,
+    sigma_max: SigmaMax = None,
     score_weight: Annotated[float, typer.Option(help="Weight of denoising score matching in the loss.")] = 0.0,
     contrast: Annotated[
         float, typer.Option(help="Weight of telling the source from constants, silence and other sources.")
     ] = 0.0,
-    start: Annotated[str | None, typer.Option(help="A model whose priors to start from [random weights].")] = None,
+    start: Start = None,
     schedule: Annotated[str, typer.Option(help="continuous (all levels at once) or finetune (copies).")] = "continuous",
     levels: Annotated[list[float] | None, typer.Option("--level", help="Of the copies; may be given again.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Sources trained side by side, a process each.")] = 1,
-    devices: Annotated[int, typer.Option(min=1, help="Devices for each source; on a CPU, processes.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines for each source.")] = 1,
+    workers: Workers = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     validate_every: ValidateEvery = 500,
     save_every: SaveEvery = 500,
-    gains: Annotated[str, typer.Option(help="How loud sources are in a mix: level, fit or mean.")] = "level",
+    gains: Level = "level",
     summary: Summary = "",
     overwrite: Anew = False,
     seed: Seed = 0,
@@ -107,9 +120,7 @@ def train_flowavenet_command(
 ) -> None:
     """Train normalizing flows (FloWaveNet) on noised recordings and add them to the model in OUT."""
     with reported():
-        from pyrosep.data.catalog import open_songs
-        from pyrosep.data.toy import WAVES
-        from pyrosep.priors import SIZES, save_priors
+        from pyrosep.priors import SIZES
 
         if size not in SIZES:
             raise ConfigurationError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
@@ -117,10 +128,9 @@ def train_flowavenet_command(
             raise ConfigurationError(f"--schedule must be continuous or finetune; got {schedule!r}")
         if schedule == "finetune" and (contrast or start):
             raise ConfigurationError("--contrast and --start go with --schedule continuous")
-        if workers > 1 and devices * nodes > 1:
-            raise ConfigurationError("--workers takes one device a source; use either it or --devices and --nodes")
-        settings = training_settings(
+        settings = _settings(
             device,
+            workers,
             steps=steps,
             batch=batch,
             learning_rate=learning_rate,
@@ -132,41 +142,153 @@ def train_flowavenet_command(
             devices=devices,
             nodes=nodes,
         )
-        names = tuple(sources or WAVES) if data == "toy" else open_songs(data, subset="train", sources=sources)[1]
-        jobs = [
-            {
-                "data": data,
-                "source": name,
-                "sample_rate": sample_rate,
-                "frame": frame,
-                "size": size,
-                "settings": settings,
-                "sigma_min": sigma_min,
-                "sigma_max": sigma_max,
-                "score_weight": score_weight,
-                "contrast": contrast,
-                "start": start,
-                "levels": None if schedule == "continuous" else tuple(levels or ()),
-                "folder": Path(out) / "training" / name,
-                "resume": not overwrite,
-                "quiet": quiet,
-            }
-            for name in names
-        ]
-        reports = {}
-        for name, (priors, report, lead) in zip(names, _trained(jobs, workers), strict=True):
-            reports[name] = report
-            if not lead:
-                continue
-            for folder, prior in priors.items():
-                own = report if schedule == "continuous" else report[folder]
-                place = Path(out) if schedule == "continuous" else Path(out) / folder
-                save_priors(place, {name: prior}, gains=gains, summary=summary, provenance={name: own})
-            if not quiet:
-                typer.echo(f"{name}: {figures_line(report)}")
-        write_json(json_file, reports)
+        job = {
+            "train": _train_flowavenet,
+            "data": data,
+            "sample_rate": sample_rate,
+            "frame": frame,
+            "size": size,
+            "settings": settings,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+            "score_weight": score_weight,
+            "contrast": contrast,
+            "start": start,
+            "levels": None if schedule == "continuous" else tuple(levels or ()),
+            "resume": not overwrite,
+            "quiet": quiet,
+        }
+        _train_all(job, sources, out, workers=workers, gains=gains, summary=summary, quiet=quiet, json_file=json_file)
+
+
+def train_continuousflow_command(
+    data: Data,
+    out: Out,
+    sources: Sources = None,
+    sample_rate: SampleRate = None,
+    frame: Frame = 2048,
+    size: Annotated[str, typer.Option(help="Of the network: tiny, small or music.")] = "small",
+    steps: Steps = 6000,
+    batch: Batch = 32,
+    learning_rate: LearningRate = 0.02,
+    optimizer: Optimizer = "muon",
+    precision: Precision = "bf16-mixed",
+    sigma_min: SigmaMin = 0.01,
+    sigma_max: SigmaMax = None,
+    spread: Annotated[
+        float, typer.Option(min=0.0, help="Std of the levels' logarithm about the source's rms; 0: uniform instead.")
+    ] = 1.5,
+    gain_jitter: Annotated[float, typer.Option(help="Std of a random gain of each frame, dB.")] = 0.0,
+    pitch_jitter: Annotated[float, typer.Option(help="Largest random shift of pitch, semitones.")] = 0.0,
+    flip: Annotated[bool, typer.Option("--flip", help="Turn every other frame upside down.")] = False,
+    takes: Annotated[float, typer.Option(help="Share of frames that are the sum of two.")] = 0.0,
+    start: Start = None,
+    workers: Workers = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    validate_every: ValidateEvery = 500,
+    save_every: SaveEvery = 500,
+    gains: Level = "level",
+    summary: Summary = "",
+    half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
+    overwrite: Anew = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Train denoisers for all noise levels (ContinuousFlow) on recordings and add them to the model in OUT."""
+    with reported():
+        from pyrosep.priors import DENOISERS
+        from pyrosep.priors.augmentation import Augmentation
+
+        if size not in DENOISERS:
+            raise ConfigurationError(f"--size must be one of {', '.join(DENOISERS)}; got {size!r}")
+        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, takes)
+        if data == "toy" and augmentation != Augmentation():
+            raise ConfigurationError(
+                "--gain-jitter, --pitch-jitter, --flip and --takes are for recordings, not toy data"
+            )
+        settings = _settings(
+            device,
+            workers,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            precision=precision,
+            validate_every=validate_every,
+            save_every=save_every,
+            seed=seed,
+            devices=devices,
+            nodes=nodes,
+        )
+        job = {
+            "train": _train_continuousflow,
+            "data": data,
+            "sample_rate": sample_rate,
+            "frame": frame,
+            "size": size,
+            "settings": settings,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+            "spread": spread or None,
+            "augmentation": augmentation,
+            "half": half,
+            "start": start,
+            "resume": not overwrite,
+            "quiet": quiet,
+        }
+        _train_all(job, sources, out, workers=workers, gains=gains, summary=summary, quiet=quiet, json_file=json_file)
+
+
+def _settings(device: str, workers: int, **options: Any) -> Any:
+    if workers > 1 and options["devices"] * options["nodes"] > 1:
+        raise ConfigurationError("--workers takes one device a source; use either it or --devices and --nodes")
+    return training_settings(device, **options)
+
+
+def _train_all(
+    job: dict[str, Any],
+    sources: list[str] | None,
+    out: Path,
+    *,
+    workers: int,
+    gains: str,
+    summary: str,
+    quiet: bool,
+    json_file: Path | None,
+) -> None:
+    """Do a job for every source, each result written as soon as it is there."""
+    import torch
+
+    from pyrosep.data.catalog import open_songs
+    from pyrosep.data.toy import WAVES
+    from pyrosep.priors import save_priors
+
+    toy = job["data"] == "toy"
+    names = tuple(sources or WAVES) if toy else open_songs(job["data"], subset="train", sources=sources)[1]
+    jobs = [job | {"source": name, "folder": Path(out) / "training" / name} for name in names]
+    reports = {}
+    for name, (priors, report, lead) in zip(names, _trained(jobs, workers), strict=True):
+        reports[name] = report
+        if not lead:
+            continue
+        for folder, prior in priors.items():
+            own = report[folder] if folder else report
+            save_priors(
+                Path(out) / folder,
+                {name: prior},
+                gains=gains,
+                summary=summary,
+                dtype=torch.float16 if job.get("half") else None,
+                provenance={name: own},
+            )
         if not quiet:
-            typer.echo(f"written to {out}")
+            typer.echo(f"{name}: {figures_line(report)}")
+    write_json(json_file, reports)
+    if not quiet:
+        typer.echo(f"written to {out}")
 
 
 def _trained(jobs: list[dict[str, Any]], workers: int) -> Any:
@@ -194,14 +316,7 @@ def _launched(settings: Any) -> Any:
 def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Priors by the folder below OUT that they go to, figures, and whether this process is the one that writes."""
     from pyrosep.data.catalog import open_songs
-    from pyrosep.priors import SIZES, FloWaveNet, load_priors
-    from pyrosep.priors.flowavenet_training import (
-        LEVELS,
-        finetune_flowavenet,
-        song_frames,
-        toy_frames,
-        train_flowavenet,
-    )
+    from pyrosep.priors.frames import song_frames, toy_frames
 
     settings, name, frame = job["settings"], job["source"], job["frame"]
     chosen_device(settings.accelerator)  # and the number of threads
@@ -209,42 +324,78 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
     if job["data"] == "toy":
         frames = toy_frames(name, frame, seed=settings.seed)
     else:
-        songs, there = open_songs(job["data"], subset="train", sources=None if job["contrast"] else [name])
-        others = tuple(other for other in there if other != name)
+        contrast = bool(job.get("contrast"))
+        songs, there = open_songs(job["data"], subset="train", sources=None if contrast else [name])
+        others = tuple(other for other in there if other != name) if contrast else ()
         frames = song_frames(
             songs,
             name,
             frame,
             sample_rate=job["sample_rate"],
-            others=others if job["contrast"] else (),
+            others=others,
+            augmentation=job.get("augmentation"),
             seed=settings.seed,
         )
-    common = {key: job[key] for key in ("score_weight", "folder", "resume", "quiet")} | {
-        "label": name,
-        "fabric": fabric,
-    }
+    common = {"folder": job["folder"], "resume": job["resume"], "quiet": job["quiet"], "label": name, "fabric": fabric}
+    priors, report = job["train"](job, frames, common)
+    return priors, report, fabric.is_global_zero
+
+
+def _begun(job: dict[str, Any], family: type) -> Any:
+    """The prior that is started from, if there is one."""
+    from pyrosep.priors import load_priors
+
+    if job["start"] is None:
+        return None
+    prior = load_priors(job["start"], frame=job["frame"], sources=[job["source"]])[job["source"]]
+    if not isinstance(prior, family):
+        raise ConfigurationError(f"--start must be a model of {family.__name__} priors; {job['start']} has a {prior}")
+    return prior
+
+
+def _train_flowavenet(job: dict[str, Any], frames: Any, common: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    from pyrosep.priors import SIZES, FloWaveNet
+    from pyrosep.priors.flowavenet_training import finetune_flowavenet, train_flowavenet
+    from pyrosep.priors.frames import LEVELS
+
+    common = common | {"score_weight": job["score_weight"]}
     if job["levels"] is None:
-        begun = None
-        if job["start"] is not None:
-            begun = load_priors(job["start"], frame=frame, sources=[name])[name]
-            if not isinstance(begun, FloWaveNet):
-                raise ConfigurationError(f"--start must be a model of flows; {job['start']} has a {begun}")
+        begun = _begun(job, FloWaveNet)
         prior, report = train_flowavenet(
             frames,
             SIZES[job["size"]] if begun is None else begun.network.size,
-            settings,
+            job["settings"],
             sigma_min=job["sigma_min"],
             sigma_max=job["sigma_max"],
             contrast=job["contrast"],
             start=begun,
             **common,
         )
-        return {"": prior}, report, fabric.is_global_zero
+        return {"": prior}, report
     levels = job["levels"] or tuple(level for level in LEVELS if level <= 0.36)
-    copies, reports = finetune_flowavenet(frames, SIZES[job["size"]], settings, levels=levels, name=name, **common)
+    copies, reports = finetune_flowavenet(
+        frames, SIZES[job["size"]], job["settings"], levels=levels, name=job["source"], **common
+    )
     places = {level: f"sigma-{level:g}" for level in copies}
     return (
         {places[level]: prior for level, prior in copies.items()},
         {places[level]: reports.get(level, {}) for level in copies},
-        fabric.is_global_zero,
     )
+
+
+def _train_continuousflow(job: dict[str, Any], frames: Any, common: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    from pyrosep.priors import DENOISERS, ContinuousFlow
+    from pyrosep.priors.continuousflow_training import train_continuousflow
+
+    begun = _begun(job, ContinuousFlow)
+    prior, report = train_continuousflow(
+        frames,
+        DENOISERS[job["size"]] if begun is None else begun.network.size,
+        job["settings"],
+        sigma_min=job["sigma_min"],
+        sigma_max=job["sigma_max"],
+        spread=job["spread"],
+        start=begun,
+        **common,
+    )
+    return {"": prior}, report

@@ -33,8 +33,8 @@ def to_inference_data(
     Groups:
         - ``posterior``: ``sources`` with dims ``(chain, draw, source, time)``, coordinates the sites' names and
           seconds; every other latent site under its own name.
-        - ``sample_stats`` (of :class:`~pyrosep.LangevinMCMC`): ``lp`` in nats, ``acceptance_rate``, ``step_size``,
-          ``residual``.
+        - ``sample_stats`` (of :class:`~pyrosep.LangevinMCMC`): ``lp`` in nats (without the sources whose priors
+          have no density), ``acceptance_rate``, ``step_size``, ``residual``.
         - ``observed_data``: the mix, with ``time`` last.
         - ``constant_data``: ``sample_rate``, and ``truth`` if given, ``(source, time)``.
 

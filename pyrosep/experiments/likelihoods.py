@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrosep.experiments.held_out import HeldOut, LogDensities
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.samplers import wilson_interval
-from pyrosep.priors.flowavenet_training import LEVELS
+from pyrosep.priors.frames import LEVELS
 
 if TYPE_CHECKING:
     import pandas

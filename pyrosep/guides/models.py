@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosep.checkpoint import digest, load_weights, save_weights
+from pyrosep.checkpoint import digest, load_weights, save_weights, stored_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, UnknownModelError
 from pyrosep.guides.encoder import EncoderGuide
 from pyrosep.priors import ModelInfo
@@ -115,23 +115,10 @@ def save_guide(
     """
     if not isinstance(guide, EncoderGuide):
         raise ConfigurationError(f"expected an EncoderGuide; got a {type(guide).__name__}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ConfigurationError(f"weights are stored as floats, for instance torch.float16; got dtype={dtype}")
     check_guide_folder(folder)
-    tensors = guide.state_dict()
-    for name, _ in guide.named_parameters() if dtype is not None else ():
-        tensors[name] = _narrowed(name, tensors[name], dtype)
+    tensors = stored_weights(guide, dtype)
     told = {"model": model, "frame": frame, "summary": summary}
     save_weights(folder, {"kind": KIND, **told, **guide.config, "provenance": dict(provenance or {})}, tensors)
-
-
-def _narrowed(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    stored = value.to(dtype)
-    if bool((stored.isinf() & ~value.isinf()).any()):
-        raise ConfigurationError(
-            f"{name} has values up to {float(value.abs().max()):.3g}, too large for {dtype}; take torch.bfloat16"
-        )
-    return stored
 
 
 def load_guide(folder_or_name: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> EncoderGuide:

@@ -1,4 +1,4 @@
-"""A 1-D U-Net of WaveNets, for frames of any length."""
+"""U-Nets one after the other, each refining what those before it found of the sources."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.guides.harmonic import HarmonicGate
-from pyrosep.priors.wavenet import SpectralGate, WaveNet
+from pyrosep.priors.unet import UNet
 
-__all__ = ["RefiningUNet", "UNet", "UNetSize"]
+__all__ = ["RefiningUNet", "UNetSize"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,17 @@ class RefiningUNet(nn.Module):
             HarmonicGate(inputs + sources * more, sources, width=size.harmonic) for more in later if size.harmonic
         )
         filtered = inputs * sources if size.harmonic else 0
-        self.passes = nn.ModuleList(UNet(inputs + filtered + 2 * sources * more, 2 * sources, size) for more in later)
+        self.passes = nn.ModuleList(
+            UNet(
+                inputs + filtered + 2 * sources * more,
+                2 * sources,
+                hop=size.hop,
+                width=size.width,
+                levels=size.levels,
+                layers=size.layers,
+            )
+            for more in later
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
@@ -81,63 +90,3 @@ class RefiningUNet(nn.Module):
             out, features = network(torch.cat([*seen, *found], 1))
             found = [found[0] + out] if found else [out]
         return found[0].unflatten(1, (-1, 2)), features
-
-
-class UNet(nn.Module):
-    r"""From signals to as many samples of output channels, and features of the whole frame.
-
-    Groups of ``hop`` samples become positions; at each level strided convolutions halve their number, and come back up
-    beside a skip connection from the same level (Ronneberger et al., 2015; for waveforms Stoller et al., 2018). At each
-    level a :class:`~pyrosep.priors.wavenet.SpectralGate`, which sees the whole frame at once, leads into a
-    :class:`~pyrosep.priors.wavenet.WaveNet`, not causal, whose output is added. Normalised for each frame by itself,
-    so that frames of a batch don't meet. The output layer starts at zero.
-
-    Arguments:
-        inputs, outputs: channels.
-        size: see :class:`UNetSize`.
-
-    Shapes: ``(n, inputs, time)`` to ``(n, outputs, time)`` and features ``(n, width)``; ``time`` is any, padded with
-    zeros to the stride and cropped.
-    """
-
-    def __init__(self, inputs: int, outputs: int, size: UNetSize) -> None:
-        super().__init__()
-        self.size, width, levels = size, size.width, size.levels
-        self.first = nn.Conv1d(inputs * size.hop, width, 3, padding=1)
-        self.before = nn.ModuleList(_Block(width, size.layers) for _ in range(levels))
-        self.down = nn.ModuleList(nn.Conv1d(width, width, 4, stride=2, padding=1) for _ in range(levels))
-        self.bottom = _Block(width, size.layers)
-        self.up = nn.ModuleList(nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for _ in range(levels))
-        self.after = nn.ModuleList(_Block(width, size.layers) for _ in range(levels))
-        self.last = nn.Conv1d(width, outputs * size.hop, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        time, hop = x.shape[-1], self.size.hop
-        x = functional.pad(x, (0, -time % self.size.stride))
-        h = self.first(x.unflatten(-1, (-1, hop)).mT.flatten(1, 2))
-        skips = []
-        for block, down in zip(self.before, self.down, strict=True):
-            skips.append(h := block(h))
-            h = down(h)
-        h = self.bottom(h)
-        features = h.mean(-1)
-        for up, block in zip(self.up, self.after, strict=True):
-            h = block(up(h) + skips.pop())
-        with torch.autocast(x.device.type, enabled=False):
-            out = self.last(functional.silu(h.to(x.dtype)))
-        return out.unflatten(1, (-1, hop)).mT.flatten(-2)[..., :time], features.to(x.dtype)
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, layers: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(1, width)
-        self.gate = SpectralGate(width, width=width // 2 + 1)
-        self.net = WaveNet(width, width, width=width, layers=layers)
-
-    def forward(self, h: Tensor) -> Tensor:
-        h = h.to(self.norm.weight.dtype)  # under mixed precision convolutions give half; Fourier transforms need more
-        normal = self.norm(h)
-        return h + self.net(normal + self.gate(normal))

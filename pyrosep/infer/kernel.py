@@ -267,8 +267,13 @@ def check_start(potential: Potential, state: LangevinState) -> None:
 
 def sum_of_squares(values: Values, batch_ndim: int) -> Tensor:
     """Squared norm over all sites, chain by chain, in double precision: ``(chains,)`` or a scalar."""
-    parts = [value.reshape(*value.shape[:batch_ndim], -1).square().sum(-1).double() for value in values.values()]
-    return torch.stack(parts).sum(0)
+    return inner_product(values, values, batch_ndim)
+
+
+def inner_product(one: Values, other: Values, batch_ndim: int) -> Tensor:
+    """Inner product over all sites, chain by chain, in double precision: ``(chains,)`` or a scalar."""
+    parts = [(one[name] * other[name]).reshape(*value.shape[:batch_ndim], -1).sum(-1) for name, value in one.items()]
+    return torch.stack([part.double() for part in parts]).sum(0)
 
 
 def white_noise(like: Values) -> Values:

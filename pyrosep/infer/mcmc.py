@@ -195,8 +195,9 @@ class LangevinMCMC(AbstractMCMC):
         return select_samples(draws, num_samples, group_by_chain)
 
     def sample_stats(self) -> dict[str, Tensor]:
-        """Of every draw ``(chains, draws)``: ``lp`` (log joint density in the unconstrained space, nats),
-        ``acceptance_rate``, ``step_size``, and ``residual`` (relative; NaN for observations without a mean)."""
+        """Of every draw ``(chains, draws)``: ``lp`` (log joint density in the unconstrained space, nats, without the
+        sources whose priors have no density), ``acceptance_rate``, ``step_size``, and ``residual`` (relative; NaN for
+        observations without a mean)."""
         return {name: value[self.chains] for name, value in self._stats.items()}
 
     def diagnostics(self) -> dict[str, Any]:

@@ -120,6 +120,11 @@ class Potential:
         """From the constrained to the unconstrained space, for every latent site (as Pyro's kernels have them)."""
         return {name: latent.to_unconstrained for name, latent in self._latents.items()}
 
+    @property
+    def has_density(self) -> bool:
+        """Whether ``U`` is an energy; else, for a prior whose ``log_prob`` is no density, it only has the gradient."""
+        return all(prior.has_density for prior in self.priors.values())
+
     # --- running the model ------------------------------------------------------------------------------------
 
     def chains(self) -> contextlib.AbstractContextManager[Any]:

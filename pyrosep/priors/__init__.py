@@ -1,13 +1,18 @@
 """Source priors: the interface, the exact families and the learned ones, and what is kept of them on disk."""
 
 from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.continuousflow import DENOISERS, ContinuousFlow, Denoiser, DenoiserSize
 from pyrosep.priors.flowavenet import SIZES, FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior, fit_spectrum
 from pyrosep.priors.models import ModelInfo, load_priors, model_info, save_priors, shipped_models
 from pyrosep.priors.oscillator import OscillatorPrior
 
 __all__ = [
+    "DENOISERS",
     "SIZES",
+    "ContinuousFlow",
+    "Denoiser",
+    "DenoiserSize",
     "FloWaveNet",
     "FloWaveNetwork",
     "FlowSize",

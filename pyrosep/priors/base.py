@@ -98,6 +98,7 @@ class SourcePrior(TorchDistribution):
     def to(self, device: torch.device | str) -> Self:
         """The same prior with every tensor it holds on ``device``."""
         new = copy.copy(self)
+        new.__dict__.pop("_drawn", None)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(new, name, value.to(device))
@@ -139,14 +140,23 @@ class SourcePrior(TorchDistribution):
         own = self.sigma.mean()
         added = max(level**2 - float(own) ** 2, 0.0)
         if (key := (self.time, float(own), level)) not in cache:
-            devices = [own.device] if own.device.type == "cuda" else []  # whose random numbers go on as they were
-            with torch.no_grad(), torch.random.fork_rng(devices=devices):
-                torch.manual_seed(0)
-                low = self.at(own).sample(torch.Size([trials]))
-                noisy = low + math.sqrt(added) * torch.randn_like(low)
+            with torch.no_grad():
+                low, noise = self._trials(own, trials)
+                noisy = low + math.sqrt(added) * noise
                 mean = noisy + added / level**2 * (self.at(level).denoise(noisy) - noisy)
             power = torch.view_as_real(torch.fft.rfft((low - mean).double())).square().sum(-1)
             cache[key] = power.reshape(-1, power.shape[-1]).mean(0).cpu() / self.time
+        return cache[key]
+
+    def _trials(self, own: Tensor, trials: int) -> tuple[Tensor, Tensor]:
+        """Draws at a level and noise, the same ones for all higher levels: some families take long to draw."""
+        cache = self.__dict__.setdefault("_drawn", {})
+        if (key := (self.time, float(own), trials)) not in cache:
+            devices = [own.device] if own.device.type == "cuda" else []  # whose random numbers go on as they were
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(0)
+                low = self.at(own).sample(torch.Size([trials]))
+                cache[key] = (low, torch.randn_like(low))
         return cache[key]
 
     # --- the density ------------------------------------------------------------------------------------------

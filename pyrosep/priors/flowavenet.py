@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from pyrosep.errors import ConfigurationError
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flow import ActNorm, MultiScaleFlow
-from pyrosep.priors.gaussian import interpolate_spectrum
+from pyrosep.priors.gaussian import interpolate_spectrum, mean_power
 from pyrosep.priors.wavenet import LevelEmbedding
 
 __all__ = ["SIZES", "FloWaveNet", "FloWaveNetwork", "FlowSize"]
@@ -86,7 +86,7 @@ class FloWaveNetwork(nn.Module):
         dtype = torch.get_default_dtype()
         self.register_buffer("spectrum", spectrum.detach().clone().to(dtype))
         self.spectrum: Tensor
-        self.register_buffer("variance", _mean_power(self.spectrum))
+        self.register_buffer("variance", mean_power(self.spectrum))
         self.variance: Tensor
         self.embedding = LevelEmbedding(size.features)
         self.flow = MultiScaleFlow(
@@ -143,11 +143,6 @@ class FloWaveNetwork(nn.Module):
     def _features(self, sigma: Tensor) -> Tensor:
         with torch.autocast(sigma.device.type, enabled=False):
             return self.embedding(sigma / self.variance.sqrt())
-
-
-def _mean_power(spectrum: Tensor) -> Tensor:
-    """Of a sample: the mean of a spectrum over all DFT bins, of which all but the first and last come twice."""
-    return (spectrum[1:] + spectrum[:-1]).mean() / 2
 
 
 class _AtLevel(TransformModule):

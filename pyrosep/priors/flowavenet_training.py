@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,114 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrosep.data import RandomCrops, Song
-from pyrosep.data.toy import WAVES
 from pyrosep.errors import ConfigurationError
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
+from pyrosep.priors.frames import LEVELS, Frames, highest_level, noised_frames, periodogram
 from pyrosep.priors.models import load_priors, save_priors
-from pyrosep.priors.oscillator import OscillatorPrior
-from pyrosep.trainer import Trainer, TrainingResult, TrainingSettings
+from pyrosep.trainer import Trainer, TrainingSettings
 
-__all__ = [
-    "LEVELS",
-    "Frames",
-    "finetune_flowavenet",
-    "held_out_songs",
-    "song_frames",
-    "toy_frames",
-    "train_flowavenet",
-]
+__all__ = ["finetune_flowavenet", "train_flowavenet"]
 
-#: Noise levels at which held-out frames are judged; those of published figures among them.
-LEVELS = (0.01, 0.03, 0.1, 0.36, 1.0, 3.0)
 #: Frames from which the mean spectrum and the first scales of the flow are found.
 _FIRST = 256
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Clean frames of one source to train on.
-
-    Attributes:
-        draw: so many random frames, ``(count, time)``, by torch's own generator.
-        held_out: frames to judge by, ``(n, time)``, none of which :attr:`draw` gives.
-        sample_rate: Hz.
-        exact: the source's exact prior where it is known; what is held out is then judged beside it.
-        draw_others: so many random frames of other sources, for a contrastive term alone.
-    """
-
-    draw: Callable[[int], Tensor]
-    held_out: Tensor
-    sample_rate: int
-    exact: SourcePrior | None = None
-    draw_others: Callable[[int], Tensor] | None = None
-
-    @property
-    def time(self) -> int:
-        """Samples in a frame."""
-        return self.held_out.shape[-1]
-
-
-def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> Frames:
-    """Frames of a toy oscillator, without end."""
-    exact = OscillatorPrior(wave, frame)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 2**32)
-        kept = exact.sample_clean((held_out,)).float()
-    others = [OscillatorPrior(other, frame) for other in WAVES if other != wave]
-
-    def draw_others(count: int) -> Tensor:
-        """As many of each, or one more of some."""
-        return torch.cat([others[i % len(others)].sample_clean((1,)).float() for i in range(count)])
-
-    return Frames(
-        lambda count: exact.sample_clean((count,)).float(), kept, int(exact.sample_rate or 0), exact, draw_others
-    )
-
-
-def held_out_songs(songs: Sequence[Song], source: str) -> list[Song]:
-    """Of ten songs that have the source, and more, every tenth: not to be trained on."""
-    return [song for song in songs if source in song.stems][9::10]
-
-
-def song_frames(
-    songs: Sequence[Song],
-    source: str,
-    frame: int,
-    *,
-    sample_rate: int | None = None,
-    others: Sequence[str] = (),
-    held_out: int = 64,
-    seed: int = 0,
-) -> Frames:
-    """Random crops of a source's recordings; of ten songs and more every tenth is held out, else other crops of all.
-
-    Of ``others``, sources of the same songs, crops are drawn for a contrastive term alone.
-
-    Raises:
-        DataError: see :class:`~pyrosep.data.RandomCrops`.
-    """
-    apart = held_out_songs(songs, source)
-    train = [song for song in songs if source in song.stems and song not in apart] or list(songs)
-    crops = RandomCrops(train, source, frame, sample_rate, size=2**32, seed=seed)
-    kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1)
-
-    def draw(count: int) -> Tensor:
-        return torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
-
-    apart_from = [RandomCrops(train, other, frame, crops.sample_rate, size=2**32, seed=seed + 2) for other in others]
-
-    def draw_others(count: int) -> Tensor:
-        indices = torch.randint(2**32, (count,)).tolist()
-        return torch.stack([apart_from[i % len(apart_from)][index] for i, index in enumerate(indices)])
-
-    return Frames(
-        draw,
-        torch.stack([kept[i] for i in range(held_out)]),
-        crops.sample_rate,
-        draw_others=draw_others if apart_from else None,
-    )
 
 
 def train_flowavenet(
@@ -178,7 +80,7 @@ def train_flowavenet(
 
     def draw(count: int) -> tuple[Tensor, ...]:
         sigma, clean = sigma_min * (top / sigma_min) ** torch.rand(count), frames.draw(count)
-        own = _noised(clean, sigma)
+        own = noised_frames(clean, sigma)
         return (*own, *_pairs(clean, _strangers(frames, count), sigma)) if contrast else own
 
     trainer = Trainer(settings, folder=folder, label=label, quiet=quiet, fabric=fabric)
@@ -187,7 +89,7 @@ def train_flowavenet(
     result = trainer.fit(network, loss, draw, validate=held_out, resume=resume, until=until)
     prior = FloWaveNet(network.cpu(), frames.time, sigma_min=sigma_min, sample_rate=frames.sample_rate)
     terms = {"score_weight": score_weight, "contrast": contrast}
-    return prior, _report(result, network) | {"sigma_max": round(top, 3)} | {k: v for k, v in terms.items() if v}
+    return prior, result.report() | {"sigma_max": round(top, 3)} | {k: v for k, v in terms.items() if v}
 
 
 def finetune_flowavenet(
@@ -232,7 +134,7 @@ def finetune_flowavenet(
             continue
 
         def draw(count: int, level: float = level) -> tuple[Tensor, Tensor, Tensor]:
-            return _noised(frames.draw(count), torch.full((count,), level))
+            return noised_frames(frames.draw(count), torch.full((count,), level))
 
         held_out = _HeldOut(frames, [level], settings.seed)
         result = trainer.fit(
@@ -240,7 +142,7 @@ def finetune_flowavenet(
         )
         own = copy.deepcopy(network).cpu()
         copies[level] = FloWaveNet(own, frames.time, sigma_min=level, sample_rate=frames.sample_rate)
-        reports[level] = _report(result, network)
+        reports[level] = result.report()
         if trainer.fabric.is_global_zero:
             save_priors(kept, {name: copies[level]}, provenance={name: reports[level]})
         trainer.fabric.barrier()
@@ -263,14 +165,10 @@ def _fresh(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         clean = frames.draw(_FIRST)
-        spectrum = torch.fft.rfft(clean.double()).abs().square().mean(0) / frames.time
-        spectrum = spectrum.clamp(min=float(spectrum.mean()) * 1e-9).float()
-        network = FloWaveNetwork(size, spectrum) if start is None else copy.deepcopy(start.network)
-        top = math.sqrt(float(network.variance) * frames.time) if sigma_max is None else float(sigma_max)
-        if not 0 < sigma_min < top:
-            raise ConfigurationError(f"noise levels must rise from above 0; got {sigma_min} to {top:.4g}")
+        network = FloWaveNetwork(size, periodogram(clean)) if start is None else copy.deepcopy(start.network)
+        top = highest_level(float(network.variance), frames.time, sigma_min, sigma_max)
         if start is None:
-            x, sigma, _ = _noised(clean, sigma_min * (top / sigma_min) ** torch.rand(_FIRST))
+            x, sigma, _ = noised_frames(clean, sigma_min * (top / sigma_min) ** torch.rand(_FIRST))
             network.initialize(x, sigma)
     return network, top
 
@@ -289,12 +187,6 @@ def _strangers(frames: Frames, count: int) -> Tensor:
     if frames.draw_others is not None:
         kinds.append(frames.draw_others(count))
     return torch.stack(kinds)[torch.randint(len(kinds), (count,)), torch.arange(count)]
-
-
-def _noised(clean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames at levels ``(count,)``, the levels, and the noise of variance 1."""
-    noise = torch.randn_like(clean)
-    return clean + sigma.unsqueeze(-1) * noise, sigma, noise
 
 
 @dataclass(frozen=True)
@@ -336,14 +228,3 @@ class _HeldOut:
             if level in self.exact:
                 figures[f"below exact at {level:g}"] = self.exact[level] - float(nats.mean())
         return figures
-
-
-def _report(result: TrainingResult, network: nn.Module) -> dict[str, Any]:
-    figures = result.history[-1] if result.history else {}
-    return {
-        "steps": result.step,
-        "seconds": round(result.seconds, 1),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        **({"skipped_steps": result.skipped} if result.skipped else {}),
-        **{key: round(value, 2) for key, value in figures.items() if key != "step"},
-    }

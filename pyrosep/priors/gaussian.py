@@ -135,6 +135,11 @@ def interpolate_spectrum(spectrum: Tensor, bins: int) -> Tensor:
     return torch.lerp(log_power[left], log_power[left + 1], weight).exp()
 
 
+def mean_power(spectrum: Tensor) -> Tensor:
+    """Of a sample: the mean of a spectrum over all DFT bins, of which all but the first and last come twice."""
+    return (spectrum[1:] + spectrum[:-1]).mean() / 2
+
+
 def fit_spectrum(frames: Iterable[Tensor], *, floor_db: float = -80.0) -> Tensor:
     r"""Spectrum of the stationary Gaussian that fits a source's recordings best, ``(time // 2 + 1,)``.
 

@@ -6,14 +6,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pyrosep.checkpoint import digest, load_weights, save_weights
+from pyrosep.checkpoint import digest, load_weights, save_weights, stored_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
 from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.continuousflow import ContinuousFlow, Denoiser, DenoiserSize
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior
 from pyrosep.priors.oscillator import OscillatorPrior
@@ -25,6 +26,8 @@ SHIPPED = Path(__file__).parent.parent / "weights"
 GAINS = ("mean", "level", "fit")
 
 Config = dict[str, Any]
+
+_Network = TypeVar("_Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class ModelInfo:
         return digest(self.folder)
 
 
-def _gaussian_weights(prior: GaussianPrior) -> tuple[Config, dict[str, Tensor]]:
+def _gaussian_weights(prior: GaussianPrior, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     return {"sigma_min": prior.sigma_min}, {"spectrum": prior.grid}
 
 
@@ -65,7 +68,7 @@ def _gaussian(source: Config, tensors: dict[str, Tensor], frame: int, sample_rat
     return GaussianPrior(tensors["spectrum"], frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
 
 
-def _oscillator_weights(prior: OscillatorPrior) -> tuple[Config, dict[str, Tensor]]:
+def _oscillator_weights(prior: OscillatorPrior, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     config: Config = {"wave": prior.wave, "sigma_min": prior.sigma_min, "amplitude": list(prior.amplitude)}
     if not prior.default_periods:
         config["periods"] = list(prior.periods)
@@ -79,25 +82,43 @@ def _oscillator(source: Config, tensors: dict[str, Tensor], frame: int, sample_r
     )
 
 
-def _flowavenet_weights(prior: FloWaveNet) -> tuple[Config, dict[str, Tensor]]:
+def _flowavenet_weights(prior: FloWaveNet, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     size = {
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(prior.network.size).items()
     }
-    return {"sigma_min": prior.sigma_min, "size": size}, dict(prior.network.state_dict())
+    return {"sigma_min": prior.sigma_min, "size": size}, stored_weights(prior.network, dtype)
 
 
 def _flowavenet(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
     size: Config = {key: tuple(value) if isinstance(value, list) else value for key, value in source["size"].items()}
-    network = FloWaveNetwork(FlowSize(**size), tensors["spectrum"]).to(tensors["spectrum"].dtype)
+    network = _filled(FloWaveNetwork(FlowSize(**size), tensors["spectrum"]), tensors)
+    return FloWaveNet(network, frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
+
+
+def _continuousflow_weights(prior: ContinuousFlow, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
+    config = {"sigma_min": prior.sigma_min, "sigma_max": prior.sigma_max, "size": asdict(prior.network.size)}
+    return config, stored_weights(prior.network, dtype)
+
+
+def _continuousflow(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
+    network = _filled(Denoiser(DenoiserSize(**source["size"]), tensors["spectrum"]), tensors)
+    levels = {key: source[key] for key in ("sigma_min", "sigma_max")}
+    return ContinuousFlow(network, frame, **levels, sample_rate=sample_rate)
+
+
+def _filled(network: _Network, tensors: dict[str, Tensor]) -> _Network:
+    """The network with these weights, in the precision of the spectrum among them."""
+    network = network.to(tensors["spectrum"].dtype)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:  # which lists every tensor on a line of its own
         raise CheckpointError(f"the weights are not those of the size in config.json: {error}") from error
-    return FloWaveNet(network, frame, sigma_min=source["sigma_min"], sample_rate=sample_rate)
+    return network
 
 
 #: Family name: its class, what of a prior goes to disk, and a prior from that.
-_FAMILIES: dict[str, tuple[type[SourcePrior], Callable[[Any], Any], Callable[..., SourcePrior]]] = {
+_FAMILIES: dict[str, tuple[type[SourcePrior], Callable[[Any, torch.dtype | None], Any], Callable[..., SourcePrior]]] = {
+    "continuousflow": (ContinuousFlow, _continuousflow_weights, _continuousflow),
     "gaussian": (GaussianPrior, _gaussian_weights, _gaussian),
     "flowavenet": (FloWaveNet, _flowavenet_weights, _flowavenet),
     "oscillator": (OscillatorPrior, _oscillator_weights, _oscillator),
@@ -171,6 +192,7 @@ def save_priors(
     *,
     gains: str = "level",
     summary: str = "",
+    dtype: torch.dtype | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write priors of one family, sample rate and frame as a model.
@@ -182,10 +204,12 @@ def save_priors(
         priors: by source.
         gains: ``"mean"``, ``"level"`` or ``"fit"``, see :class:`ModelInfo`.
         summary: one line for ``pyrosep models``.
+        dtype: of the networks' weights on disk, for instance ``torch.float16`` for a file of half the size; by default
+            as they are. Networks that are loaded have the precision of their spectrum, single as a rule.
         provenance: anything that tells how the priors came about, by source; kept in ``config.json``.
 
     Raises:
-        ConfigurationError: priors of different families, or others than the folder's.
+        ConfigurationError: priors of different families, or others than the folder's; a ``dtype`` too narrow.
     """
     kinds = {(type(prior), prior.time, prior.sample_rate) for prior in priors.values()}
     if len(kinds) != 1:
@@ -216,7 +240,7 @@ def save_priors(
             )
         config = config_before | {"gains": gains} | ({"summary": summary} if summary else {})
     for name, prior in priors.items():
-        own_config, own_tensors = _FAMILIES[family][1](prior)
+        own_config, own_tensors = _FAMILIES[family][1](prior, dtype)
         config["priors"][name] = own_config | dict((provenance or {}).get(name, {}))
         tensors |= {f"{name}.{key}": value for key, value in own_tensors.items()}
     save_weights(folder, config, tensors)

@@ -6,9 +6,9 @@ import pytest
 import scipy.stats
 import torch
 
-from pyrosep import FloWaveNet, GaussianPrior, OscillatorPrior, SourcePrior
+from pyrosep import ContinuousFlow, FloWaveNet, GaussianPrior, OscillatorPrior, SourcePrior
 from pyrosep.errors import ConfigurationError, PyrosepError, ShapeError
-from pyrosep.priors import FloWaveNetwork, FlowSize
+from pyrosep.priors import Denoiser, DenoiserSize, FloWaveNetwork, FlowSize
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -36,7 +36,15 @@ def flow(frame):
     return prior
 
 
-FAMILIES = [gaussian, sine, square, flow]
+def continuous(frame):
+    """A denoiser without training: white noise's, whose density two steps give (others: test_continuousflow.py)."""
+    size = DenoiserSize(hop=1, width=1, levels=0, layers=1, heads=0, features=1)
+    prior = ContinuousFlow(Denoiser(size, torch.full((4,), 0.8)), frame, sigma_min=0.02, sigma_max=10.0)
+    prior.reverse_steps = 256  # as above
+    return prior.with_density(steps=2)
+
+
+FAMILIES = [gaussian, sine, square, flow, continuous]
 #: Frames are a multiple of it.
 STRIDES = {flow: 2}
 

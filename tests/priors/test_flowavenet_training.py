@@ -8,14 +8,8 @@ import torch
 from pyrosep import GaussianPrior, load_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.priors import SIZES
-from pyrosep.priors.flowavenet_training import (
-    Frames,
-    _Loss,
-    finetune_flowavenet,
-    song_frames,
-    toy_frames,
-    train_flowavenet,
-)
+from pyrosep.priors.flowavenet_training import _Loss, finetune_flowavenet, train_flowavenet
+from pyrosep.priors.frames import Frames, song_frames, toy_frames
 from pyrosep.trainer import TrainingSettings
 
 # Lightning asks for worker processes, pytrees and the like.

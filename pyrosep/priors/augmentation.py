@@ -1,0 +1,73 @@
+"""Changes to recordings of a source that leave it the same source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrosep.errors import ConfigurationError, ShapeError
+
+__all__ = ["Augmentation"]
+
+#: Samples on either side of a frame that resampling spoils: it takes what it is given for one period.
+_MARGIN = 64
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to frames; none by default. (Shifts in time are in the crops already.)
+
+    Attributes:
+        gain_db: standard deviation of the gain, in dB.
+        flip: whether every other frame is turned upside down.
+        pitch: largest shift up or down, in semitones, by resampling, which shifts formants too and changes the speed.
+        takes: share of the frames that are the sum of two: of a source that may sound twice at once.
+    """
+
+    gain_db: float = 0.0
+    flip: bool = False
+    pitch: float = 0.0
+    takes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.gain_db >= 0 and 0 <= self.pitch <= 12 and 0 <= self.takes <= 1):
+            raise ConfigurationError(
+                "an augmentation needs gain_db of at least 0, pitch from 0 to 12 semitones and takes from 0 to 1; "
+                f"got {self}"
+            )
+
+    def length(self, time: int) -> int:
+        """Samples that a frame of ``time`` samples is made of."""
+        return math.ceil((time + 2 * _MARGIN) * 2 ** (self.pitch / 12)) if self.pitch else time
+
+    def __call__(self, drawn: Tensor, time: int) -> Tensor:
+        """Frames ``(n, time)`` of drawn ones, ``(n, length(time))``, by torch's own generator.
+
+        Where frames are the sum of two, the other one is another of the batch.
+        """
+        if drawn.ndim != 2 or drawn.shape[-1] != self.length(time):
+            raise ShapeError(f"expected frames of shape (n, {self.length(time)}); got {tuple(drawn.shape)}")
+        frames = torch.stack([self._shifted(one, time) for one in drawn]) if self.pitch else drawn
+        count = len(frames)
+        if self.gain_db:
+            frames = frames * 10 ** (self.gain_db / 20 * torch.randn(count, 1))
+        if self.flip:
+            frames = frames * (torch.randint(0, 2, (count, 1)) * 2 - 1)
+        if self.takes and count > 1:
+            other = frames.roll(1 + int(torch.randint(count - 1, ())), 0)
+            frames = frames + other * (torch.rand(count, 1) < self.takes)
+        return frames
+
+    def _shifted(self, take: Tensor, time: int) -> Tensor:
+        """``time`` samples at a random pitch, resampled in the Fourier domain."""
+        ratio = 2 ** (self.pitch / 12 * (2 * float(torch.rand(())) - 1))
+        whole = time + 2 * _MARGIN
+        own = round(whole * ratio)
+        bins = torch.fft.rfft(take[:own])
+        out = bins.new_zeros(whole // 2 + 1)
+        kept = min(len(bins), len(out))
+        out[:kept] = bins[:kept]
+        return torch.fft.irfft(out, n=whole)[_MARGIN : _MARGIN + time] * (whole / own)

@@ -1,0 +1,355 @@
+"""ContinuousFlow: a denoiser for all noise levels, and the prior whose score, draws and density it gives."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pyrosep.errors import ConfigurationError
+from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.gaussian import GaussianPrior, interpolate_spectrum, mean_power
+from pyrosep.priors.unet import UNet
+from pyrosep.priors.wavenet import LevelEmbedding
+
+#: Frames up to so many samples have the trace of their density exact by default; others by so many probes.
+_EXACT, _PROBES = 256, 16
+#: Frames that the network gets at once for the trace of a density.
+_ROWS = 256
+
+__all__ = ["DENOISERS", "ContinuousFlow", "Denoiser", "DenoiserSize", "LogDensity"]
+
+
+@dataclass(frozen=True)
+class DenoiserSize:
+    """What a :class:`Denoiser` is made of.
+
+    Attributes:
+        hop: samples that become one position.
+        width: channels.
+        levels: halvings of the number of positions.
+        layers: of the WaveNet at each level, one going down and one coming up.
+        heads: of the attention at the coarsest level; 0 for none.
+        features: of the noise level.
+    """
+
+    hop: int = 16
+    width: int = 80
+    levels: int = 2
+    layers: int = 5
+    heads: int = 4
+    features: int = 32
+
+    def __post_init__(self) -> None:
+        if min(self.hop, self.width, self.layers, self.features) < 1 or min(self.levels, self.heads) < 0:
+            raise ConfigurationError(
+                "a denoiser needs hop, width, layers and features of at least 1, and levels and heads of at least 0; "
+                f"got {self}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Samples that a frame is padded to a multiple of."""
+        return self.hop * 2**self.levels
+
+
+#: By name: ``small`` is for the toy waves, ``music`` for songs.
+DENOISERS: dict[str, DenoiserSize] = {
+    "tiny": DenoiserSize(hop=4, width=16, levels=1, layers=2, heads=2, features=8),
+    "small": DenoiserSize(),
+    "music": DenoiserSize(width=96, levels=3, layers=6),
+}
+
+
+class Denoiser(nn.Module):
+    r"""The denoiser of a :class:`ContinuousFlow`, preconditioned as by Karras et al. (2022), table 1.
+
+    .. math:: D(x; \sigma) = c_\mathrm{skip} x + c_\mathrm{out} F(c_\mathrm{in} x; \sigma), \qquad
+              c_\mathrm{skip} = \frac{v}{v + \sigma^2}, \quad
+              c_\mathrm{out} = \frac{\sigma \sqrt v}{\sqrt{v + \sigma^2}}, \quad
+              c_\mathrm{in} = \frac{1}{\sqrt{v + \sigma^2}}
+
+    with :math:`v` the source's mean square and F a :class:`~pyrosep.priors.unet.UNet` whose every block is told
+    :math:`\log(\sigma / \sqrt v)`. What F is to give, :math:`\sin\theta\, s / \sqrt v - \cos\theta\, \epsilon` with
+    :math:`\tan\theta = \sigma / \sqrt v`, has variance one at every level.
+
+    Arguments:
+        size: of the network.
+        spectrum: mean power per frequency of the clean source, ``(bins,)``, see :attr:`SourcePrior.spectrum`; its
+            mean over the band is :math:`v`.
+    """
+
+    def __init__(self, size: DenoiserSize, spectrum: Tensor) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("spectrum", spectrum.detach().clone().to(torch.get_default_dtype()))
+        self.spectrum: Tensor
+        self.register_buffer("variance", mean_power(self.spectrum))
+        self.variance: Tensor
+        self.embedding = LevelEmbedding(size.features)
+        self.net = UNet(
+            1,
+            1,
+            hop=size.hop,
+            width=size.width,
+            levels=size.levels,
+            layers=size.layers,
+            features=size.features,
+            heads=size.heads,
+        )
+
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """F of frames ``(n, time)``, times :math:`c_\\mathrm{in}`, at levels ``(n,)`` or ``(1,)``."""
+        with torch.autocast(sigma.device.type, enabled=False):
+            level = self.embedding(sigma / self.variance.sqrt())
+        return self.net(y.unsqueeze(1), level)[0].squeeze(1)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D of frames ``(n, time)`` at levels ``(n,)`` or ``(1,)``, in their own precision."""
+        flow, (skip, out, _) = self.flow_of(x, sigma)
+        return skip * x + out * flow
+
+    def flow_of(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        r"""F of frames ``(n, time)`` in their precision; :math:`c_\mathrm{skip}, c_\mathrm{out}, c_\mathrm{in}`."""
+        variance, level = self.variance.to(x), sigma.to(x).unsqueeze(-1)
+        root, scale = variance.sqrt(), (variance + level.square()).sqrt()
+        flow = self((x / scale).to(self.variance), sigma.to(self.variance)).to(x.dtype)
+        return flow, (variance / scale.square(), level * root / scale, 1 / scale)
+
+
+class LogDensity(NamedTuple):
+    """A log-density in nats and how well it is known.
+
+    Attributes:
+        value: ``(...)``.
+        standard_error: of the trace's random estimate, ``(...)``; 0 where the trace is exact.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+
+
+class ContinuousFlow(SourcePrior):
+    r"""A source's density by a learned denoiser, at all noise levels (a continuous normalizing flow).
+
+    The score, :math:`(D(x; \sigma) - x) / \sigma^2`, takes one pass of the network. Frames at different levels are
+    carried into each other by the probability-flow equation :math:`dx / d\sigma = (x - D(x; \sigma)) / \sigma` (Song
+    et al., 2021; Karras et al., 2022), which here is, for the density is then exact where F is zero,
+
+    .. math:: \frac{dy}{d\theta} = -F(y; \sigma), \qquad y = \frac{x}{\sqrt{v + \sigma^2}}, \quad
+              \tan\theta = \frac{\sigma}{\sqrt v},
+
+    by Heun's method between levels evenly spaced in :math:`\log\sigma`. At the highest level, and above, the density is
+    that of a stationary Gaussian with the source's spectrum, in noise; levels below ``sigma_min`` are reached from
+    there in one step.
+
+    A density takes the trace of F's Jacobian all along that way. So :meth:`log_prob` is none, unless asked for by
+    :meth:`with_density`: it is zero and has the score for its gradient, which is all that Langevin moves need.
+    :meth:`log_density` finds the density of some frames.
+
+    Arguments:
+        network: trained; it is frozen and set to eval mode (a copy shares it).
+        frame: samples in a frame; any.
+        sigma: noise level.
+        sigma_min, sigma_max: lowest and highest noise level that the network was trained for; the highest is by default
+            :math:`\sqrt{v}` times the root of the frame that is given here.
+        sample_rate: Hz.
+
+    Example:
+        >>> prior = ContinuousFlow(Denoiser(DENOISERS["tiny"], torch.ones(33)), frame=50)
+        >>> x = prior.at(0.5).sample((3,))
+        >>> prior.at(0.5).denoise(x).shape
+        torch.Size([3, 50])
+        >>> prior.at(0.5).log_density(x).value.shape, prior.has_density, prior.with_density().has_density
+        (torch.Size([3]), False, True)
+    """
+
+    has_density = False
+    #: Steps of the probability-flow equation for a draw, and for a density; each takes two passes.
+    draw_steps: int = 16
+    density_steps: int = 32
+    #: Random signs by which the trace of a density is estimated; see :meth:`log_density`.
+    probes: int | None = None
+
+    def __init__(
+        self,
+        network: Denoiser,
+        frame: int = 16_384,
+        sigma: float | Tensor | None = None,
+        *,
+        sigma_min: float = 0.01,
+        sigma_max: float | None = None,
+        sample_rate: int | None = None,
+    ) -> None:
+        super().__init__(frame, sigma, sigma_min=sigma_min, sample_rate=sample_rate)
+        self.network = network.eval().requires_grad_(False)
+        self.sigma_max = math.sqrt(float(network.variance) * frame) if sigma_max is None else float(sigma_max)
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ConfigurationError(
+                f"sigma_min must be above 0 and below sigma_max; got {self.sigma_min:g} and {self.sigma_max:g}"
+            )
+
+    def _at_frame(self, time: int) -> None:
+        pass  # the network pads what its stride does not divide
+
+    @property
+    def spectrum(self) -> Tensor:
+        return interpolate_spectrum(self.network.spectrum, self.time // 2 + 1)
+
+    # --- the denoiser -----------------------------------------------------------------------------------------
+
+    def _flat(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames ``(n, time)`` in their own precision, and their levels in the network's, ``(n,)``, or ``(1,)``."""
+        value = value.expand(*self._batch_of(value), self.time)
+        sigma = self.sigma.to(self.network.variance)
+        one = sigma.numel() == 1
+        levels = sigma.reshape(1) if one else sigma.expand(value.shape[:-1]).reshape(-1)
+        return value.reshape(-1, self.time), levels
+
+    def denoise(self, value: Tensor) -> Tensor:
+        self._check_time(value)
+        flat, sigma = self._flat(value)
+        return self.network.denoise(flat, sigma).reshape(*self._batch_of(value), self.time)
+
+    def score(self, value: Tensor) -> Tensor:
+        self._check_time(value)
+        flat, sigma = self._flat(value)
+        flow, (_, out, scale) = self.network.flow_of(flat, sigma)
+        # (D - x) / sigma^2, without the difference of what is nearly the same at low levels.
+        score = out / sigma.to(flat).square().unsqueeze(-1) * flow - scale.square() * flat
+        return score.reshape(*self._batch_of(value), self.time)
+
+    def _batch_of(self, value: Tensor) -> torch.Size:
+        return torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+
+    # --- the density ------------------------------------------------------------------------------------------
+
+    def with_density(self, *, steps: int | None = None, probes: int | None = None) -> Self:
+        """The same prior with :meth:`log_density` for its :meth:`log_prob`, and :attr:`has_density` true.
+
+        Arguments:
+            steps, probes: see :meth:`log_density`.
+        """
+        new = copy.copy(self)
+        new.has_density = True
+        new.density_steps = self.density_steps if steps is None else _counted("steps", steps, 1)
+        new.probes = self.probes if probes is None else _counted("probes", probes, 0)
+        return new
+
+    def log_density(self, value: Tensor, *, steps: int | None = None, probes: int | None = None) -> LogDensity:
+        r"""Log-density in nats of frames ``(..., time)`` by the probability-flow equation.
+
+        .. math:: \log p_\sigma(x) = \log p_{\sigma_\mathrm{max}}(x_\mathrm{max})
+                  + \frac T2 \log \frac{v + \sigma_\mathrm{max}^2}{v + \sigma^2}
+                  - \int_\theta^{\theta_\mathrm{max}} \mathrm{tr} \frac{\partial F}{\partial y} d\theta
+
+        Arguments:
+            value: frames.
+            steps: of the equation; an error of theirs falls with their square. :attr:`density_steps` by default.
+            probes: random signs that the trace is estimated with (Hutchinson, 1990), at least two for a standard error;
+                0 for the exact trace, which takes a pass forward and back for every sample of the frame.
+                :attr:`probes` by default, and where that is ``None``, 0 for frames up to 256 samples and else 16.
+        """
+        self._check_time(value)
+        steps = self.density_steps if steps is None else _counted("steps", steps, 1)
+        probes = self.probes if probes is None else _counted("probes", probes, 0)
+        if probes is None:
+            probes = 0 if self.time <= _EXACT else _PROBES
+        shape = self._batch_of(value)
+        flat, sigma = self._flat(value)
+        if probes:
+            directions = torch.randint(0, 2, (probes, *flat.shape), device=flat.device).to(flat) * 2 - 1
+        else:
+            eye = torch.eye(self.time, dtype=flat.dtype, device=flat.device)
+            directions = eye.unsqueeze(1).expand(-1, len(flat), -1)
+        sigma = sigma.to(flat).expand(len(flat))
+        levels = self._levels(sigma, steps)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and value.requires_grad):
+            y, traces = self._carry(flat / self._scale(sigma), levels, directions)
+            end = GaussianPrior(self.network.spectrum.to(flat), self.time, levels[-1], sigma_min=0.0)
+            found = end.log_prob(y * self._scale(levels[-1])) - (traces.mean(0) if probes else traces.sum(0))
+            found = found + self.time * (self._scale(levels[-1]) / self._scale(sigma)).squeeze(-1).log()
+        error = traces.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(found, math.nan if probes else 0.0)
+        return LogDensity(found.reshape(shape), error.detach().reshape(shape))
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        if self.has_density:
+            return self.log_density(value).value
+        if not (torch.is_grad_enabled() and value.requires_grad):
+            return value.new_zeros(self._batch_of(value))
+        return ((value - value.detach()) * self.score(value).detach()).sum(-1)
+
+    def _log_prob_and_score(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        score = self.score(value)
+        return self._log_prob(value) if self.has_density else score.new_zeros(score.shape[:-1]), score
+
+    # --- the probability-flow equation ------------------------------------------------------------------------
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            like = self.network.variance
+            rows = shape[:-1].numel()
+            sigma = self.sigma.to(like).expand(shape[:-1]).reshape(rows)
+            levels = self._levels(sigma, self.draw_steps).flip(0)
+            start = GaussianPrior(self.network.spectrum, self.time, levels[0], sigma_min=0.0).sample()
+            y, _ = self._carry(start / self._scale(levels[0]), levels)
+            return (y * self._scale(sigma)).reshape(shape)
+
+    def _scale(self, sigma: Tensor) -> Tensor:
+        r""":math:`\sqrt{v + \sigma^2}` with a time axis."""
+        return (self.network.variance.to(sigma) + sigma.square()).sqrt().unsqueeze(-1)
+
+    def _levels(self, sigma: Tensor, steps: int) -> Tensor:
+        """From levels ``(n,)`` up to the highest, ``(step + 1, n)``, or one more where any is below the lowest."""
+        low = sigma.clamp(min=self.sigma_min)
+        ratio = (self.sigma_max / low).clamp(min=1.0)
+        share = torch.linspace(0, 1, steps + 1, dtype=sigma.dtype, device=sigma.device).unsqueeze(-1)
+        levels = low * ratio**share
+        return torch.cat([sigma.unsqueeze(0), levels]) if bool((sigma < low).any()) else levels
+
+    def _carry(self, y: Tensor, levels: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Frames ``(n, time)`` carried through levels ``(step + 1, n)``, and the integral of ``d J d`` by directions.
+
+        Arguments:
+            directions: ``(k, n, time)``, of the Jacobian's quadratic forms; their integrals are ``(k, n)``.
+        """
+        angles = (levels / self.network.variance.sqrt().to(levels)).atan()
+        integral = y.new_zeros(()) if directions is None else y.new_zeros(directions.shape[:2])
+        flow, form = self._flow(y, levels[0], directions)
+        for here, after, level in zip(angles, angles[1:], levels[1:], strict=False):
+            step = (after - here).unsqueeze(-1)
+            ahead, _ = self._flow(y - step * flow, level)
+            y = y - step / 2 * (flow + ahead)
+            before = form
+            flow, form = self._flow(y, level, directions)
+            integral = integral + (after - here) / 2 * (before + form)
+        return y, integral
+
+    def _flow(self, y: Tensor, sigma: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """F of frames ``(n, time)`` at levels ``(n,)``, and quadratic forms of its Jacobian, ``(k, n)``."""
+        sigma = sigma.clamp(min=self.sigma_min).to(self.network.variance)
+        flow = self.network(y.to(sigma), sigma).to(y.dtype)
+        if directions is None:
+            return flow, y.new_zeros(())
+        graph = torch.is_grad_enabled()
+        forms = []
+        with torch.enable_grad():
+            for part in directions.split(max(1, _ROWS // len(y))):
+                many = y.expand(part.shape).reshape(-1, y.shape[-1])
+                many = many if graph else many.detach().requires_grad_()
+                out = self.network(many.to(sigma), sigma.repeat(len(part))).to(y.dtype)
+                aim = part.reshape(many.shape)
+                (image,) = torch.autograd.grad(out, many, aim, create_graph=graph)
+                forms.append((image * aim).sum(-1).reshape(part.shape[:2]))
+        return flow, torch.cat(forms)
+
+
+def _counted(name: str, number: int, least: int) -> int:
+    if int(number) != number or number < least:
+        raise ConfigurationError(f"{name} must be a whole number, at least {least}; got {number!r}")
+    return int(number)

@@ -1,0 +1,144 @@
+"""Frames of one source to train a prior on, and the noise levels that it is judged at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrosep.data import RandomCrops, Song
+from pyrosep.data.toy import WAVES
+from pyrosep.errors import ConfigurationError
+from pyrosep.priors.augmentation import Augmentation
+from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.oscillator import OscillatorPrior
+
+__all__ = [
+    "LEVELS",
+    "Frames",
+    "held_out_songs",
+    "highest_level",
+    "noised_frames",
+    "periodogram",
+    "song_frames",
+    "toy_frames",
+]
+
+#: Noise levels at which held-out frames are judged; those of published figures among them.
+LEVELS = (0.01, 0.03, 0.1, 0.36, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Clean frames of one source to train on.
+
+    Attributes:
+        draw: so many random frames, ``(count, time)``, by torch's own generator.
+        held_out: frames to judge by, ``(n, time)``, none of which :attr:`draw` gives.
+        sample_rate: Hz.
+        exact: the source's exact prior where it is known; what is held out is then judged beside it.
+        draw_others: so many random frames of other sources, for a contrastive term alone.
+    """
+
+    draw: Callable[[int], Tensor]
+    held_out: Tensor
+    sample_rate: int
+    exact: SourcePrior | None = None
+    draw_others: Callable[[int], Tensor] | None = None
+
+    @property
+    def time(self) -> int:
+        """Samples in a frame."""
+        return self.held_out.shape[-1]
+
+
+def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> Frames:
+    """Frames of a toy oscillator, without end."""
+    exact = OscillatorPrior(wave, frame)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 2**32)
+        kept = exact.sample_clean((held_out,)).float()
+    others = [OscillatorPrior(other, frame) for other in WAVES if other != wave]
+
+    def draw_others(count: int) -> Tensor:
+        """As many of each, or one more of some."""
+        return torch.cat([others[i % len(others)].sample_clean((1,)).float() for i in range(count)])
+
+    return Frames(
+        lambda count: exact.sample_clean((count,)).float(), kept, int(exact.sample_rate or 0), exact, draw_others
+    )
+
+
+def held_out_songs(songs: Sequence[Song], source: str) -> list[Song]:
+    """Of ten songs that have the source, and more, every tenth: not to be trained on."""
+    return [song for song in songs if source in song.stems][9::10]
+
+
+def song_frames(
+    songs: Sequence[Song],
+    source: str,
+    frame: int,
+    *,
+    sample_rate: int | None = None,
+    others: Sequence[str] = (),
+    augmentation: Augmentation | None = None,
+    held_out: int = 64,
+    seed: int = 0,
+) -> Frames:
+    """Random crops of a source's recordings; of ten songs and more every tenth is held out, else other crops of all.
+
+    Of ``others``, sources of the same songs, crops are drawn for a contrastive term alone. With an ``augmentation``
+    what is drawn is changed by it; what is held out is not.
+
+    Raises:
+        DataError: see :class:`~pyrosep.data.RandomCrops`.
+    """
+    apart = held_out_songs(songs, source)
+    train = [song for song in songs if source in song.stems and song not in apart] or list(songs)
+    augmentation = augmentation or Augmentation()
+    crops = RandomCrops(train, source, augmentation.length(frame), sample_rate, size=2**32, seed=seed)
+    kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1)
+
+    def draw(count: int) -> Tensor:
+        drawn = torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
+        return augmentation(drawn, frame)
+
+    apart_from = [RandomCrops(train, other, frame, crops.sample_rate, size=2**32, seed=seed + 2) for other in others]
+
+    def draw_others(count: int) -> Tensor:
+        indices = torch.randint(2**32, (count,)).tolist()
+        return torch.stack([apart_from[i % len(apart_from)][index] for i, index in enumerate(indices)])
+
+    return Frames(
+        draw,
+        torch.stack([kept[i] for i in range(held_out)]),
+        crops.sample_rate,
+        draw_others=draw_others if apart_from else None,
+    )
+
+
+def periodogram(clean: Tensor) -> Tensor:
+    """Mean power per frequency of frames ``(n, time)``, positive everywhere: ``(time // 2 + 1,)``."""
+    spectrum = torch.fft.rfft(clean.double()).abs().square().mean(0) / clean.shape[-1]
+    return spectrum.clamp(min=float(spectrum.mean()) * 1e-9).float()
+
+
+def highest_level(variance: float, time: int, sigma_min: float, sigma_max: float | None = None) -> float:
+    """The highest noise level to train at: the source's root mean square times the root of the frame by default.
+
+    Raises:
+        ConfigurationError: levels that do not rise from above zero.
+    """
+    top = math.sqrt(variance * time) if sigma_max is None else float(sigma_max)
+    if not 0 < sigma_min < top:
+        raise ConfigurationError(f"noise levels must rise from above 0; got {sigma_min} to {top:.4g}")
+    return top
+
+
+def noised_frames(clean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames at levels ``(count,)``, never clamped; the levels; and the noise of variance 1."""
+    noise = torch.randn_like(clean)
+    return clean + sigma.unsqueeze(-1) * noise, sigma, noise
