@@ -10,11 +10,14 @@ import typer
 from pyrosep.cli.options import (
     Anew,
     Device,
+    Flip,
+    GainJitter,
     Json,
     LearningRate,
     Model,
     Optimizer,
     Out,
+    PitchJitter,
     Precision,
     Quiet,
     SaveEvery,
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyrosep.guides import EncoderGuide, UNetSize
-    from pyrosep.priors import ModelInfo
+    from pyrosep.priors import BandSize, ModelInfo
+    from pyrosep.priors.augmentation import Augmentation
     from pyrosep.priors.frames import Frames
 
 #: Mixes that are validated on.
@@ -64,18 +68,30 @@ def train_guide_command(
     ] = None,
     shared: Annotated[bool, typer.Option("--shared/--apart", help="One network for all sources, or one each.")] = True,
     project: Annotated[bool, typer.Option("--project/--no-project", help="Condition the sources on the mix.")] = True,
-    hop: Annotated[int, typer.Option(min=1, help="Samples that become one position of the network.")] = 16,
-    width: Annotated[int, typer.Option(min=1, help="Channels of the network.")] = 64,
-    levels: Annotated[int, typer.Option(min=0, help="Halvings of the number of positions.")] = 3,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the network at each level, down and up.")] = 4,
-    passes: Annotated[int, typer.Option(min=1, help="Networks one after the other, each refining the last.")] = 3,
-    harmonic: Annotated[int, typer.Option(min=0, help="Channels of the harmonic gate before each; 0: none.")] = 48,
+    network: Annotated[str, typer.Option(help="Of waves, or bands: masks of short-time spectra, for music.")] = "waves",
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of the network [64, with bands 48].")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of waves at each level, down and up [4], or of bands [8].")
+    ] = None,
+    hop: Annotated[int, typer.Option(min=1, help="Of waves: samples that become one position.")] = 16,
+    levels: Annotated[int, typer.Option(min=0, help="Of waves: halvings of the number of positions.")] = 3,
+    passes: Annotated[int, typer.Option(min=1, help="Of waves: networks one after the other, each refining.")] = 3,
+    harmonic: Annotated[int, typer.Option(min=0, help="Of waves: channels of the harmonic gates; 0: none.")] = 48,
+    window: Annotated[int, typer.Option(min=2, help="Of bands: samples in a window of the spectrum.")] = 2048,
+    bands: Annotated[int, typer.Option(min=1, help="Of bands: how many.")] = 32,
+    neck: Annotated[int, typer.Option(min=1, help="Of bands: channels of a window, by which its bands meet.")] = 192,
     start: Annotated[str | None, typer.Option(help="A guide to start from, of whose size this one is then.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 3600,
     batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 16,
     learning_rate: LearningRate = 0.012,
     optimizer: Optimizer = "muon",
     precision: Precision = "bf16-mixed",
+    beta: Annotated[
+        float, typer.Option(min=0, max=1, help="Weigh simulated samples by their deviation to twice this power.")
+    ] = 0.0,
+    gain_jitter: GainJitter = 0.0,
+    pitch_jitter: PitchJitter = 0.0,
+    flip: Flip = False,
     annealing: Annotated[
         float, typer.Option(min=0, max=1, help="Part of the ELBO's steps in which the priors' noise falls.")
     ] = 0.7,
@@ -106,12 +122,25 @@ def train_guide_command(
         from pyrosep.guides import OBJECTIVES, UNetSize, fit_guide, save_guide, simulate
         from pyrosep.guides.models import check_guide_folder
         from pyrosep.mixing import linear_mix
-        from pyrosep.priors import load_priors, model_info
+        from pyrosep.priors import BandSize, load_priors, model_info
+        from pyrosep.priors.augmentation import Augmentation
         from pyrosep.trainer import launch
 
         if objective not in OBJECTIVES:
             raise ConfigurationError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+        if network not in ("waves", "bands"):
+            raise ConfigurationError(f"--network must be waves or bands; got {network!r}")
+        augmentation = Augmentation(gain_jitter, flip, pitch_jitter)
+        if data in ("priors", "toy") and augmentation != Augmentation():
+            raise ConfigurationError(
+                "--gain-jitter, --pitch-jitter and --flip are for recordings, not simulated sources"
+            )
         check_guide_folder(out)
+        size = (
+            UNetSize(hop, width or 64, levels, layers or 4, passes, harmonic)
+            if network == "waves"
+            else BandSize(window, bands, width or 48, neck, layers or 8)
+        )
         info = model_info(model)
         names = tuple(sources or info.sources)
         time = frame or min(info.frame, _LONGEST)
@@ -132,14 +161,14 @@ def train_guide_command(
         priors = load_priors(info.folder, frame=time, sources=names)
         guide = _guide(
             priors,
-            UNetSize(hop, width, levels, layers, passes, harmonic),
+            size,
             start,
             seed,
             shared=shared,
             project=weights if project else False,
             noise=noise,
         )
-        frames, mixes = _frames(data, info, names, time, _HELD_OUT + temperature_mixes, seed, objective)
+        frames, mixes = _frames(data, info, names, time, _HELD_OUT + temperature_mixes, seed, objective, augmentation)
         fabric = launch(settings)
         mixing = linear_mix({name: prior.to(fabric.device) for name, prior in priors.items()}, weights, noise)
         stems = {name: _on(fabric.device, own.draw) for name, own in frames.items()}
@@ -155,6 +184,7 @@ def train_guide_command(
             **vars(guide.size),
             "shared": guide.shared,
             "project": project,
+            **({} if augmentation == Augmentation() else {"augmentation": asdict(augmentation)}),
         }
         result = fit_guide(
             mixing,
@@ -164,6 +194,7 @@ def train_guide_command(
             settings=settings,
             stems=None if objective == "elbo" else stems,
             cuts=cuts or (),
+            beta=beta,
             held_out=[*zip(*held_out, strict=True)],
             num_samples=(0 if objective == "simulated" else 4) if bound_draws is None else bound_draws,
             annealing=annealing,
@@ -229,7 +260,7 @@ def _gains(kind: str | tuple[float, ...], info: ModelInfo, names: Sequence[str])
 
 
 def _guide(
-    priors: Mapping[str, Any], size: UNetSize, start: str | None, seed: int, *, shared: bool, **options: Any
+    priors: Mapping[str, Any], size: UNetSize | BandSize, start: str | None, seed: int, *, shared: bool, **options: Any
 ) -> EncoderGuide:
     """A new guide, or one with a start's networks; its gains, noise and temperatures are this run's."""
     import torch
@@ -253,7 +284,14 @@ def _guide(
 
 
 def _frames(
-    data: str, info: ModelInfo, names: tuple[str, ...], time: int, held_out: int, seed: int, objective: str
+    data: str,
+    info: ModelInfo,
+    names: tuple[str, ...],
+    time: int,
+    held_out: int,
+    seed: int,
+    objective: str,
+    augmentation: Augmentation,
 ) -> tuple[dict[str, Frames], Callable[[int], Tensor] | None]:
     """Frames of each source by itself, none where the priors are to draw them; and mixes to train on, where given."""
     import torch
@@ -274,7 +312,15 @@ def _frames(
         return {name: toy_frames(name, time, held_out=held_out, seed=seed) for name in names}, None
     songs, _ = open_songs(data, subset="train", sources=names)
     frames = {
-        name: song_frames(songs, name, time, sample_rate=info.sample_rate, held_out=held_out, seed=seed)
+        name: song_frames(
+            songs,
+            name,
+            time,
+            sample_rate=info.sample_rate,
+            augmentation=augmentation,
+            held_out=held_out,
+            seed=seed,
+        )
         for name in names
     }
     if objective == "simulated":

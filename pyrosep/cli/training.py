@@ -10,10 +10,13 @@ import typer
 from pyrosep.cli.options import (
     Anew,
     Device,
+    Flip,
+    GainJitter,
     Json,
     LearningRate,
     Optimizer,
     Out,
+    PitchJitter,
     Precision,
     Quiet,
     SaveEvery,
@@ -178,9 +181,9 @@ def train_continuousflow_command(
     spread: Annotated[
         float, typer.Option(min=0.0, help="Std of the levels' logarithm about the source's rms; 0: uniform instead.")
     ] = 1.5,
-    gain_jitter: Annotated[float, typer.Option(help="Std of a random gain of each frame, dB.")] = 0.0,
-    pitch_jitter: Annotated[float, typer.Option(help="Largest random shift of pitch, semitones.")] = 0.0,
-    flip: Annotated[bool, typer.Option("--flip", help="Turn every other frame upside down.")] = False,
+    gain_jitter: GainJitter = 0.0,
+    pitch_jitter: PitchJitter = 0.0,
+    flip: Flip = False,
     takes: Annotated[float, typer.Option(help="Share of frames that are the sum of two.")] = 0.0,
     start: Start = None,
     workers: Workers = 1,

@@ -17,10 +17,11 @@ from torch.distributions import biject_to
 from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.guides.bands import MaskingNet
 from pyrosep.guides.heads import Head
 from pyrosep.guides.projection import Projection
 from pyrosep.guides.unet import RefiningUNet, UNetSize
-from pyrosep.priors import SourcePrior
+from pyrosep.priors import BandSize, SourcePrior
 
 __all__ = ["EncoderGuide"]
 
@@ -56,7 +57,7 @@ class EncoderGuide(PyroModule):
     Encoder k is a network, not causal, that gives a mean and a standard deviation for each sample of its source,
 
     .. math:: q(s_k | m) = N(\mu_k(m), \mathrm{diag}\, \sigma_k^2(m)), \qquad
-              \sigma_k = t_k (\sigma_{\min} + \|m\|\, \mathrm{softplus}(r_k)),
+              \sigma_k = t_k (\sigma_{\min} + \|m\|\, r_k), \quad r_k > 0,
 
     as in a variational auto-encoder (Kingma & Welling, 2014). Networks see the mix divided by its root mean square
     :math:`\|m\|`, and what they give is multiplied by it. :math:`t_k` is the buffer :attr:`temperature`, 1 until
@@ -79,7 +80,8 @@ class EncoderGuide(PyroModule):
     Arguments:
         priors: by source, or the sources' names.
         shared: one network for all sources, with outputs for each, instead of one for each source.
-        size: of a network, see :class:`~pyrosep.guides.UNetSize`.
+        size: of a network: :class:`~pyrosep.guides.UNetSize` for one of the waveform, :class:`~pyrosep.priors.BandSize`
+            for one that masks the mix's short-time spectrum, as music calls for.
         project: condition on the mix. True for gains of 1/N each (:func:`~pyrosep.mixing.mean_mix`); or the gains,
             ``(source,)``, with ``channels`` ``(channel, source)``; or the name of the head whose value they are; or a
             function from the heads' values by name to gains with the values' batch axes in front,
@@ -108,7 +110,7 @@ class EncoderGuide(PyroModule):
         priors: Mapping[str, SourcePrior] | Iterable[str],
         *,
         shared: bool = False,
-        size: UNetSize | None = None,
+        size: UNetSize | BandSize | None = None,
         project: bool | str | Sequence[float] | Sequence[Sequence[float]] | Tensor | GainsOf = False,
         noise: float = 0.01,
         channels: int | None = None,
@@ -323,9 +325,9 @@ class EncoderGuide(PyroModule):
         x = mix.to(self.temperature).reshape(-1, self.channels or 1, mix.shape[-1])
         level = x.square().mean((-1, -2)).sqrt().clamp(min=_SILENCE)[:, None, None]
         x = x / level
-        mean, raw, features = self.encoders(x)
+        mean, scale, features = self.encoders(x)
         mean = level * mean
-        scale = self.sigma_min.unsqueeze(-1) + level * functional.softplus(raw + _ONE)
+        scale = self.sigma_min.unsqueeze(-1) + level * scale
         batch = mix.shape[: -1 if self.channels is None else -2]
         return Encoded(
             mean.reshape(*batch, *mean.shape[1:]),
@@ -378,7 +380,7 @@ class EncoderGuide(PyroModule):
         return cls(
             config["sources"],
             shared=config["shared"],
-            size=UNetSize(**config["size"]),
+            size=BandSize(**config["size"]) if "window" in config["size"] else UNetSize(**config["size"]),
             project=config["project"],
             noise=config["noise"],
             channels=config["channels"],
@@ -386,23 +388,38 @@ class EncoderGuide(PyroModule):
         )
 
 
+class _WaveEncoder(RefiningUNet):
+    """Means and deviations of sources of a mix of variance 1, each mean with the mix beside it."""
+
+    def forward(self, x: Tensor, direct: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        found, features = super().forward(x)
+        mean, raw = found.unbind(2)
+        # Not a matrix product, which mixed precision would round.
+        mean = mean + (direct.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2)
+        return mean, functional.softplus(raw + _ONE), features
+
+
 class _Encoders(nn.Module):
-    """Networks from a mix of variance 1 to means and raw deviations of the sources; each mean has the mix beside it.
+    """Networks from a mix of variance 1 to means and deviations of the sources.
 
     Not part of the guide itself, for there Pyro would take every parameter from its store.
     """
 
-    def __init__(self, inputs: int, networks: int, sources: int, size: UNetSize) -> None:
+    def __init__(self, inputs: int, networks: int, sources: int, size: UNetSize | BandSize) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(RefiningUNet(inputs, sources // networks, size) for _ in range(networks))
+        own = sources // networks
+        self.networks = nn.ModuleList(
+            MaskingNet(inputs, own, sources, size) if isinstance(size, BandSize) else _WaveEncoder(inputs, own, size)
+            for _ in range(networks)
+        )
         self.features = size.width * networks
         self.direct = nn.Parameter(torch.zeros(sources, inputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        outputs, features = zip(*(network(x) for network in self.networks), strict=True)
-        mean, raw = torch.cat(outputs, 1).unbind(2)
-        # Not a matrix product, which mixed precision would round.
-        return mean + (self.direct.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2), raw, torch.cat(features, -1)
+        shares = self.direct.chunk(len(self.networks))
+        parts = [network(x, share) for network, share in zip(self.networks, shares, strict=True)]
+        means, scales, features = zip(*parts, strict=True)
+        return torch.cat(means, 1), torch.cat(scales, 1), torch.cat(features, -1)
 
 
 def _start(name: str, site: Mapping[str, Any], draws: int = 256) -> tuple[Tensor, Tensor]:

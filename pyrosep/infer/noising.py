@@ -18,11 +18,12 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.infer.potential import Values
 from pyrosep.infer.response import Responses, base_distribution, has_location, measure_responses
 from pyrosep.priors import SourcePrior
+from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import full_sum
 
-__all__ = ["COUPLINGS", "Noised", "StationaryNormal", "noised"]
+__all__ = ["COUPLINGS", "LocalNormal", "Noised", "StationaryNormal", "noised"]
 
-COUPLINGS = ("noisy", "denoised", "constraint")
+COUPLINGS = ("noisy", "denoised", "constraint", "local")
 
 Level = float | Tensor | Mapping[str, float | Tensor]
 
@@ -47,6 +48,9 @@ def noised(
       prior's spectrum. The gradient then moves :math:`D_k` to where the sources explain the mix to within its own
       noise, what they leave of it shared in proportion to their posterior covariances :math:`C_k(f)`: no
       pass back through the denoiser is needed. It is the gradient of no density, unless the sources are Gaussian.
+    - ``"local"``: the same, with the denoiser's own filter of the short-time spectrum, :math:`g_k` in each bin, in
+      place of the stationary one; for priors that have one (:meth:`SourcePrior.filtered`), as those of music do.
+      What the sources leave of the mix goes, bin by bin, to those that sound there and then.
 
     The observation is widened by what is not known of the sources at that level, carried to it by the model's own
     response :math:`H_k(f)` (:func:`~pyrosep.infer.response.measure_responses`):
@@ -58,7 +62,8 @@ def noised(
     For ``"noisy"`` that is the covariance of :math:`m - f(x)` given the sources, for the others that of
     :math:`m - f(D)` given :math:`x`, if the sources are stationary and Gaussian with power :math:`P_k`; then
     ``"denoised"`` and ``"constraint"`` have exactly the posterior of :math:`x` as their target. Several channels are
-    widened together, with the covariances between them.
+    widened together, with the covariances between them. For ``"local"`` V is of each bin of the short-time spectrum,
+    with :math:`C_k = (\sigma^2 - \sigma_0^2) (g_k + (1 - g_k) \sigma_0^2 / \sigma^2)`.
 
     Arguments:
         model: a Pyro model whose priors are :class:`~pyrosep.SourcePrior` sites. Observe by ``obs=``, or condition it
@@ -175,6 +180,8 @@ class _NoisedMessenger(Messenger):
                 f"observed site {name!r} is a {type(base).__name__}, which has no scale; noise levels need an "
                 "observation whose noise can be widened (Normal, StudentT, Laplace)"
             )
+        if self.settings.coupling == "local":
+            return self._locally_widened(name, fn, responses)
         parts = [
             (responses[source], lifted.uncertainty) for source, lifted in self.lifted.items() if source in responses
         ]
@@ -204,6 +211,34 @@ class _NoisedMessenger(Messenger):
             covariance = covariance + column.unsqueeze(-1) * column.conj().unsqueeze(-2)
         return StationaryNormal(base.loc, covariance)
 
+    def _locally_widened(self, name: str, fn: Any, responses: dict[str, Tensor]) -> Any:
+        base, lifted = base_distribution(fn), [own for source, own in self.lifted.items() if source in responses]
+        transform, scale = _common_transform([own.at for own in lifted]), base.scale.expand(base.batch_shape)
+        if fn.event_dim != 1 or not isinstance(base, dist.Normal) or not bool((scale == scale[..., :1]).all()):
+            raise ConfigurationError(
+                "coupling 'local' needs an observation of one channel with Normal noise that is the same at all times; "
+                f"{name!r} is another"
+            )
+        extra = scale.new_zeros(())
+        for source, own in self.lifted.items():
+            if source in responses:
+                power = responses[source].abs().square()
+                place = torch.linspace(0, power.shape[-1] - 1, transform.size // 2 + 1, device=power.device).round()
+                extra = extra + power[..., place.long()].unsqueeze(-2) * own.local_uncertainty
+        return LocalNormal(base.loc, scale[..., :1].square().unsqueeze(-1) + extra, transform)
+
+
+def _common_transform(priors: list[SourcePrior]) -> ShortTimeSpectrum:
+    transforms = [prior.transform for prior in priors]
+    first = transforms[0]
+    if first is None or any(own is None or own.size != first.size for own in transforms):
+        windows = [own and own.size for own in transforms]
+        raise ConfigurationError(
+            "coupling 'local' needs priors whose denoisers are filters of short-time spectra, all of one window; "
+            f"these have the windows {windows}"
+        )
+    return first
+
 
 class _Lifted(dist.TorchDistribution):
     """A source at its noise level: the score in place of the density, and what the rest of the model sees."""
@@ -216,6 +251,7 @@ class _Lifted(dist.TorchDistribution):
         self.prior, self.added, self.settings = prior, added, settings
         self.at = self.base_dist = at  # as a wrapper of a source prior, for those who look for one
         self._clean: tuple[Tensor, Tensor] | None = None
+        self._gain: Tensor | None = None
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.at.sample(sample_shape)
@@ -230,6 +266,11 @@ class _Lifted(dist.TorchDistribution):
     def _denoise(self, value: Tensor) -> Tensor:
         # The density's gradient and the model's view of the source share one evaluation.
         if self._clean is None or self._clean[0] is not value:
+            if self.settings.coupling == "local":
+                with torch.no_grad():
+                    clean, self._gain = self.at.filtered(value)
+                self._clean = (value, clean)
+                return clean
             through = self.settings.coupling == "denoised"
             with torch.set_grad_enabled(torch.is_grad_enabled() and through):
                 self._clean = (value, self.at.denoise(value if through else value.detach()))
@@ -242,12 +283,26 @@ class _Lifted(dist.TorchDistribution):
         mean = value + share * (clean - value)
         if self.settings.coupling == "denoised":
             return mean
+        if self.settings.coupling == "local":
+            return _WithLocalJacobian.apply(value, mean.detach(), self._local_jacobian, self.at.transform)
         return _WithJacobian.apply(value, mean.detach(), self._jacobian(value))
 
     def _jacobian(self, value: Tensor) -> Tensor:
         added = self.added.unsqueeze(-1).to(value)
         known = self.uncertainty.to(value) / added.clamp(min=1e-30)
         return torch.where(added > 0, known, torch.ones_like(known))
+
+    @property
+    def _local_jacobian(self) -> Tensor:
+        """Of what the model sees, in each bin: ``(..., frame, bin)``."""
+        assert self._gain is not None
+        share = (self.added / self.at.sigma.square().clamp(min=1e-30))[..., None, None].to(self._gain)
+        return 1 - share * (1 - self._gain)
+
+    @property
+    def local_uncertainty(self) -> Tensor:
+        """The covariance of the source in each bin, ``(..., frame, bin)``."""
+        return self.added[..., None, None] * self._local_jacobian
 
     def log_prob(self, value: Tensor) -> Tensor:
         score = (self._denoise(value).detach() - value.detach()) / self.at._level(value).square()
@@ -281,6 +336,62 @@ class _WithJacobian(torch.autograd.Function):
         (response,) = ctx.saved_tensors
         gradient = grad_outputs[0]
         return torch.fft.irfft(torch.fft.rfft(gradient) * response, n=gradient.shape[-1]), None, None
+
+
+class _WithLocalJacobian(torch.autograd.Function):
+    """A given value of a function of ``value`` whose Jacobian is a filter of the short-time spectrum."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, result: Tensor, gain: Tensor, transform: ShortTimeSpectrum) -> Tensor:
+        ctx.save_for_backward(gain)
+        ctx.transform = transform
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (gain,) = ctx.saved_tensors
+        (gradient,) = grad_outputs
+        filtered = ctx.transform.inverse(gain * ctx.transform(gradient.to(gain)), gradient.shape[-1])
+        return filtered.to(gradient), None, None, None
+
+
+class LocalNormal(dist.TorchDistribution):
+    r"""A mean plus Gaussian noise with a power of its own in each bin of a short-time spectrum R.
+
+    .. math:: \log p(m) \approx -\tfrac14 \sum_{tf} \Big[\log 2\pi V_{tf} + \frac{|R_{tf}|^2}{V_{tf}}\Big],
+              \qquad R = \mathrm{STFT}(m - \mu)
+
+    over all bins of windows that overlap by half. Of white noise it is the density; else it stands for one, the bins
+    taken as though they were independent.
+
+    Arguments:
+        loc: :math:`\mu`, ``(..., time)``.
+        variance: V on the non-negative frequencies, ``(..., frame, bin)``.
+        transform: of the short-time spectrum.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(self, loc: Tensor, variance: Tensor, transform: ShortTimeSpectrum) -> None:
+        self.loc, self.variance_of_bins, self.transform = loc, variance, transform
+        batch = torch.broadcast_shapes(loc.shape[:-1], variance.shape[:-2])
+        super().__init__(batch, loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc.expand(self.batch_shape + self.event_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LocalNormal:
+        return LocalNormal(
+            self.loc.expand(torch.Size(batch_shape) + self.event_shape), self.variance_of_bins, self.transform
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        variance = self.variance_of_bins
+        power = torch.view_as_real(self.transform((value - self.loc).to(variance))).square().sum(-1)
+        bins = (2 * math.pi * variance).log() + power / variance
+        return -full_sum(bins, self.transform.size).sum(-1).to(value) / 4
 
 
 class StationaryNormal(dist.TorchDistribution):

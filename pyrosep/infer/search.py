@@ -289,7 +289,7 @@ class LangevinSearch(Search):
         # Where responses are measured: the sources as they are known so far, at first nothing.
         self.clean = {name: torch.zeros_like(z[name]) if name in self.names else z[name] for name in z}
         found = linear_mix_of(potential, potential.constrain(self.clean))
-        if isinstance(found, str) and coupling == "constraint":
+        if isinstance(found, str) and coupling in ("constraint", "local"):
             raise ConfigurationError(f"the constraint needs a mix that is linear in its sources; {found}")
         self._fixed = not isinstance(found, str) and not self.others
         self.noised = Noised(potential.model, 0.0, coupling, responses=self._responses(), density=False)
@@ -383,7 +383,10 @@ class LangevinSearch(Search):
     def _step(self, sigma: float) -> Tensor:
         r"""The step at a level, ``(chains,)``: stable while :math:`\eta (\Lambda + 1/\sigma^2) < 2`."""
         own = min(float(prior.sigma.min()) for prior in self.potential.priors.values())
-        total = self._precision() + 1 / max(sigma, own) ** 2
+        # With their own filters for Jacobians, sources together are held by no more than the noise of their level.
+        held = 1 / max(sigma, own) ** 2
+        local = self.noised.coupling == "local"
+        total = (torch.full((self.num_chains,), held) if local else self._precision()) + held
         if self.step_size is None:
             return 1 / total
         eta = self.step_size(sigma)

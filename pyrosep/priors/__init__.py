@@ -1,7 +1,9 @@
 """Source priors: the interface, the exact families and the learned ones, and what is kept of them on disk."""
 
+from pyrosep.priors.bandnet import BandSize
 from pyrosep.priors.base import SourcePrior
-from pyrosep.priors.continuousflow import DENOISERS, ContinuousFlow, Denoiser, DenoiserSize
+from pyrosep.priors.continuousflow import ContinuousFlow
+from pyrosep.priors.denoiser import DENOISERS, BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.priors.flowavenet import SIZES, FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior, fit_spectrum
 from pyrosep.priors.models import ModelInfo, load_priors, model_info, save_priors, shipped_models
@@ -10,6 +12,8 @@ from pyrosep.priors.oscillator import OscillatorPrior
 __all__ = [
     "DENOISERS",
     "SIZES",
+    "BandDenoiser",
+    "BandSize",
     "ContinuousFlow",
     "Denoiser",
     "DenoiserSize",

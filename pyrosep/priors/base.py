@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.priors.bandnet import ShortTimeSpectrum
 
 __all__ = ["SourcePrior", "full_sum", "mean_spectrum", "rms"]
 
@@ -189,6 +190,24 @@ class SourcePrior(TorchDistribution):
         """Posterior mean of the clean source, :math:`E[s | x]`: ``(..., time)`` to ``(..., time)``."""
         self._check_time(value)
         return value + self._level(value).square() * self.score(value)
+
+    @property
+    def transform(self) -> ShortTimeSpectrum | None:
+        """The short-time spectrum in whose bins its denoiser is a filter, see :meth:`filtered`; ``None`` for none."""
+        return None
+
+    def filtered(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The denoised frames, and the filter that denoising them is: of families that have a :attr:`transform`.
+
+        Returns:
+            ``(..., time)``, and gains from 0 to 1 in the bins of the short-time spectrum, ``(..., frame, bin)``.
+
+        Raises:
+            ConfigurationError: its denoiser is no such filter.
+        """
+        raise ConfigurationError(
+            f"the denoiser of {type(self).__name__} is no filter of short-time spectra; priors of the size 'music' are"
+        )
 
     def draw_clean(self, value: Tensor) -> Tensor:
         r"""A draw of the clean source from :math:`p(s | x)`: ``(..., time)`` to ``(..., time)``.

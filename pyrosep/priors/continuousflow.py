@@ -1,124 +1,26 @@
-"""ContinuousFlow: a denoiser for all noise levels, and the prior whose score, draws and density it gives."""
+"""ContinuousFlow: the prior whose score, draws and density a denoiser for all noise levels gives."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import SourcePrior
-from pyrosep.priors.gaussian import GaussianPrior, interpolate_spectrum, mean_power
-from pyrosep.priors.unet import UNet
-from pyrosep.priors.wavenet import LevelEmbedding
+from pyrosep.priors.denoiser import BandDenoiser, Preconditioned
+from pyrosep.priors.gaussian import GaussianPrior, interpolate_spectrum
 
 #: Frames up to so many samples have the trace of their density exact by default; others by so many probes.
 _EXACT, _PROBES = 256, 16
 #: Frames that the network gets at once for the trace of a density.
 _ROWS = 256
 
-__all__ = ["DENOISERS", "ContinuousFlow", "Denoiser", "DenoiserSize", "LogDensity"]
-
-
-@dataclass(frozen=True)
-class DenoiserSize:
-    """What a :class:`Denoiser` is made of.
-
-    Attributes:
-        hop: samples that become one position.
-        width: channels.
-        levels: halvings of the number of positions.
-        layers: of the WaveNet at each level, one going down and one coming up.
-        heads: of the attention at the coarsest level; 0 for none.
-        features: of the noise level.
-    """
-
-    hop: int = 16
-    width: int = 80
-    levels: int = 2
-    layers: int = 5
-    heads: int = 4
-    features: int = 32
-
-    def __post_init__(self) -> None:
-        if min(self.hop, self.width, self.layers, self.features) < 1 or min(self.levels, self.heads) < 0:
-            raise ConfigurationError(
-                "a denoiser needs hop, width, layers and features of at least 1, and levels and heads of at least 0; "
-                f"got {self}"
-            )
-
-    @property
-    def stride(self) -> int:
-        """Samples that a frame is padded to a multiple of."""
-        return self.hop * 2**self.levels
-
-
-#: By name: ``small`` is for the toy waves, ``music`` for songs.
-DENOISERS: dict[str, DenoiserSize] = {
-    "tiny": DenoiserSize(hop=4, width=16, levels=1, layers=2, heads=2, features=8),
-    "small": DenoiserSize(),
-    "music": DenoiserSize(width=96, levels=3, layers=6),
-}
-
-
-class Denoiser(nn.Module):
-    r"""The denoiser of a :class:`ContinuousFlow`, preconditioned as by Karras et al. (2022), table 1.
-
-    .. math:: D(x; \sigma) = c_\mathrm{skip} x + c_\mathrm{out} F(c_\mathrm{in} x; \sigma), \qquad
-              c_\mathrm{skip} = \frac{v}{v + \sigma^2}, \quad
-              c_\mathrm{out} = \frac{\sigma \sqrt v}{\sqrt{v + \sigma^2}}, \quad
-              c_\mathrm{in} = \frac{1}{\sqrt{v + \sigma^2}}
-
-    with :math:`v` the source's mean square and F a :class:`~pyrosep.priors.unet.UNet` whose every block is told
-    :math:`\log(\sigma / \sqrt v)`. What F is to give, :math:`\sin\theta\, s / \sqrt v - \cos\theta\, \epsilon` with
-    :math:`\tan\theta = \sigma / \sqrt v`, has variance one at every level.
-
-    Arguments:
-        size: of the network.
-        spectrum: mean power per frequency of the clean source, ``(bins,)``, see :attr:`SourcePrior.spectrum`; its
-            mean over the band is :math:`v`.
-    """
-
-    def __init__(self, size: DenoiserSize, spectrum: Tensor) -> None:
-        super().__init__()
-        self.size = size
-        self.register_buffer("spectrum", spectrum.detach().clone().to(torch.get_default_dtype()))
-        self.spectrum: Tensor
-        self.register_buffer("variance", mean_power(self.spectrum))
-        self.variance: Tensor
-        self.embedding = LevelEmbedding(size.features)
-        self.net = UNet(
-            1,
-            1,
-            hop=size.hop,
-            width=size.width,
-            levels=size.levels,
-            layers=size.layers,
-            features=size.features,
-            heads=size.heads,
-        )
-
-    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """F of frames ``(n, time)``, times :math:`c_\\mathrm{in}`, at levels ``(n,)`` or ``(1,)``."""
-        with torch.autocast(sigma.device.type, enabled=False):
-            level = self.embedding(sigma / self.variance.sqrt())
-        return self.net(y.unsqueeze(1), level)[0].squeeze(1)
-
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D of frames ``(n, time)`` at levels ``(n,)`` or ``(1,)``, in their own precision."""
-        flow, (skip, out, _) = self.flow_of(x, sigma)
-        return skip * x + out * flow
-
-    def flow_of(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        r"""F of frames ``(n, time)`` in their precision; :math:`c_\mathrm{skip}, c_\mathrm{out}, c_\mathrm{in}`."""
-        variance, level = self.variance.to(x), sigma.to(x).unsqueeze(-1)
-        root, scale = variance.sqrt(), (variance + level.square()).sqrt()
-        flow = self((x / scale).to(self.variance), sigma.to(self.variance)).to(x.dtype)
-        return flow, (variance / scale.square(), level * root / scale, 1 / scale)
+__all__ = ["ContinuousFlow", "LogDensity"]
 
 
 class LogDensity(NamedTuple):
@@ -160,6 +62,7 @@ class ContinuousFlow(SourcePrior):
         sample_rate: Hz.
 
     Example:
+        >>> from pyrosep.priors import DENOISERS, Denoiser
         >>> prior = ContinuousFlow(Denoiser(DENOISERS["tiny"], torch.ones(33)), frame=50)
         >>> x = prior.at(0.5).sample((3,))
         >>> prior.at(0.5).denoise(x).shape
@@ -177,7 +80,7 @@ class ContinuousFlow(SourcePrior):
 
     def __init__(
         self,
-        network: Denoiser,
+        network: Preconditioned,
         frame: int = 16_384,
         sigma: float | Tensor | None = None,
         *,
@@ -214,6 +117,19 @@ class ContinuousFlow(SourcePrior):
         self._check_time(value)
         flat, sigma = self._flat(value)
         return self.network.denoise(flat, sigma).reshape(*self._batch_of(value), self.time)
+
+    @property
+    def transform(self) -> ShortTimeSpectrum | None:
+        return self.network.transform if isinstance(self.network, BandDenoiser) else None
+
+    def filtered(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.network, BandDenoiser):
+            return super().filtered(value)
+        self._check_time(value)
+        flat, sigma = self._flat(value)
+        clean, gain = self.network.filtered(flat, sigma)
+        batch = self._batch_of(value)
+        return clean.reshape(*batch, self.time), gain.reshape(*batch, *gain.shape[1:])
 
     def score(self, value: Tensor) -> Tensor:
         self._check_time(value)

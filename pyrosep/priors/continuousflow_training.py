@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.priors.continuousflow import ContinuousFlow, Denoiser, DenoiserSize
+from pyrosep.priors.bandnet import BandSize
+from pyrosep.priors.continuousflow import ContinuousFlow
+from pyrosep.priors.denoiser import DenoiserSize, Preconditioned, denoiser_of
 from pyrosep.priors.frames import LEVELS, Frames, highest_level, noised_frames, periodogram
 from pyrosep.trainer import Trainer, TrainingSettings
 
@@ -26,7 +28,7 @@ _FIRST = 1024
 
 def train_continuousflow(
     frames: Frames,
-    size: DenoiserSize,
+    size: DenoiserSize | BandSize,
     settings: TrainingSettings,
     *,
     sigma_min: float = 0.01,
@@ -63,7 +65,7 @@ def train_continuousflow(
         raise ConfigurationError(f"the prior to start from must be of this size; got {start.network.size}, not {size}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network = Denoiser(size, periodogram(frames.draw(_FIRST)))
+        network = denoiser_of(size, periodogram(frames.draw(_FIRST)))
         if start is not None:  # not its spectrum, which is the data's
             network.load_state_dict(dict(network.state_dict()) | dict(start.network.named_parameters()))
     variance = float(network.variance)
@@ -145,7 +147,7 @@ class _HeldOut:
         return float(10 * torch.log10(self.clean.square().sum() / (found - self.clean).square().sum()))
 
     def __call__(self, network: nn.Module) -> Mapping[str, float]:
-        assert isinstance(network, Denoiser)
+        assert isinstance(network, Preconditioned)
         device, figures = network.variance.device, {}
         for level, x in self.noised.items():
             parts = [network.denoise(part.to(device), part.new_tensor([level]).to(device)) for part in x.split(16)]

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from pyrosep.checkpoint import digest, load_weights, save_weights, stored_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
+from pyrosep.priors.bandnet import BandSize
 from pyrosep.priors.base import SourcePrior
-from pyrosep.priors.continuousflow import ContinuousFlow, Denoiser, DenoiserSize
+from pyrosep.priors.continuousflow import ContinuousFlow
+from pyrosep.priors.denoiser import DenoiserSize, denoiser_of
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior
 from pyrosep.priors.oscillator import OscillatorPrior
@@ -101,7 +103,8 @@ def _continuousflow_weights(prior: ContinuousFlow, dtype: torch.dtype | None) ->
 
 
 def _continuousflow(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
-    network = _filled(Denoiser(DenoiserSize(**source["size"]), tensors["spectrum"]), tensors)
+    kind = BandSize if "window" in source["size"] else DenoiserSize
+    network = _filled(denoiser_of(kind(**source["size"]), tensors["spectrum"]), tensors)
     levels = {key: source[key] for key in ("sigma_min", "sigma_max")}
     return ContinuousFlow(network, frame, **levels, sample_rate=sample_rate)
 
