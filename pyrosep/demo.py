@@ -72,7 +72,7 @@ def run_demo(
         ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``picture``: its path.
     """
     settings = settings or Settings()
-    settings = replace(settings, keep=min(KEPT, settings.chains * settings.draws))
+    settings = replace(settings, keep=min(KEPT, settings.chains * (settings.draws or 100)))
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
     info = model_info(MODEL)

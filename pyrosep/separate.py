@@ -39,6 +39,10 @@ __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
 
 METHODS = ("langevin", "exact", "guide", "guide+langevin")
 
+#: Levels of a search with the local coupling.
+_LOCAL_LEVELS = 12
+#: Chains that leave so many times the power of the mix that the best one leaves are passed over, without a density.
+_FAR = 4.0
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
 #: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
 _BATCH_VALUES = {"cpu": 1 << 19, "cuda": 1 << 22}
@@ -54,12 +58,14 @@ class Settings:
             ``"guide"`` (the guide's own mean and deviation) or ``"exact"`` (closed form; Gaussian priors only).
             ``None`` is ``"guide+langevin"`` where there is a guide, else ``"langevin"``.
         coupling: of the search: ``"sweeps"``, or a coupling of :func:`~pyrosep.noised` for Langevin moves; ``None`` for
-            sweeps with priors that are not Gaussian, and no search with those that are.
-        ladder: noise levels of the search, or how many; ``None`` for 20. Giving either makes a search.
+            ``"local"`` with priors that it is for, sweeps with others that are not Gaussian, and no search with those
+            that are.
+        ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12. Giving either makes a
+            search.
         redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSGLD`.
         chains: chains for each window and channel.
-        draws: draws kept from each chain.
-        warmup: steps before the first draw.
+        draws: draws kept from each chain; ``None`` for 100, with coupling ``"local"`` 1: where its search ends.
+        warmup: steps before the first draw; ``None`` for 50, with coupling ``"local"`` 0.
         segment: seconds in a window; ``None`` for the model's own frame.
         overlap: share of a window that it has in common with the next, below or equal to a half.
         gains: ``"mean"``, ``"level"``, ``"fit"``, or one gain a source; ``None`` for the model's own way; see
@@ -75,8 +81,8 @@ class Settings:
     ladder: int | Sequence[float] | None = None
     redraws: int = 24
     chains: int = 4
-    draws: int = 100
-    warmup: int = 50
+    draws: int | None = None
+    warmup: int | None = None
     segment: float | None = None
     overlap: float = 0.25
     gains: str | Sequence[float] | None = None
@@ -94,14 +100,12 @@ class Settings:
         if isinstance(self.ladder, int) and self.ladder < 2:
             raise ConfigurationError(f"a ladder needs at least 2 levels; got {self.ladder}")
         for name, least in (("chains", 1), ("draws", 1), ("warmup", 0), ("redraws", 0)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        sampled = self.method not in ("exact", "guide")
-        if sampled and self.chains * self.draws < 2:
-            raise ConfigurationError("one draw has no standard deviation; take at least 2 chains or draws")
-        most = self.chains * self.draws if sampled else math.inf
-        if not 0 <= self.keep <= most:
-            raise ConfigurationError(f"keep must be between 0 and the {most} draws that there are; got {self.keep}")
+            if (given := getattr(self, name)) is not None and given < least:
+                raise ConfigurationError(f"{name} must be at least {least}; got {given}")
+        if self.method not in ("exact", "guide") and self.draws is not None:
+            self.check_draws(self.draws)
+        if self.keep < 0:
+            raise ConfigurationError(f"keep must be at least 0; got {self.keep}")
         if self.segment is not None and not 0 < self.segment < math.inf:
             raise ConfigurationError(f"segment must be a positive number of seconds; got {self.segment}")
         if not 0 <= self.overlap <= 0.5:
@@ -112,6 +116,13 @@ class Settings:
             raise ConfigurationError(f"gains must be finite; got {self.gains}")
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
+
+    def check_draws(self, draws: int) -> None:
+        """Raise ConfigurationError where so many draws of each chain are too few."""
+        if self.chains * draws < 2:
+            raise ConfigurationError("one draw has no standard deviation; take at least 2 chains or draws")
+        if self.keep > (most := self.chains * draws):
+            raise ConfigurationError(f"keep must be between 0 and the {most} draws that there are; got {self.keep}")
 
     def chosen_method(self, guided: bool) -> str:
         """The method, or what ``None`` comes to with a guide or without one."""
@@ -242,6 +253,17 @@ class Separator:
         self._gains_kind = self.settings.gains if self.settings.gains is not None else model_gains
         if self.method == "exact" and not all(isinstance(p, GaussianPrior) for p in priors.values()):
             raise ConfigurationError("the exact method needs Gaussian priors; use method 'langevin' for others")
+        #: Of the search, or ``None`` for the kernel's own.
+        self.coupling = self.settings.coupling
+        windows = {None if prior.transform is None else prior.transform.size for prior in self.priors.values()}
+        if self.coupling is None and None not in windows and len(windows) == 1:
+            self.coupling = "local"
+        #: From each chain; only where there is a sampling.
+        one = self.coupling == "local"
+        self.draws = (1 if one else 100) if self.settings.draws is None else self.settings.draws
+        self.warmup = (0 if one else 50) if self.settings.warmup is None else self.settings.warmup
+        if self.method not in ("exact", "guide"):
+            self.settings.check_draws(self.draws)
         self._parts: list[dict[str, np.ndarray]] = []
         self._guided_batches = 0
         self._heard = False
@@ -358,7 +380,7 @@ class Separator:
         return found, deviation.transpose(1, 2).cpu() * scale.abs()
 
     def _sampled(self, mix: Tensor) -> tuple[Tensor, Tensor]:
-        chains, draws = self.settings.chains, self.settings.draws
+        chains, draws = self.settings.chains, self.draws
         count, channels, frame = mix.shape
         model = mixing.linear_mix(self.priors, self.gains, self._noise)
         # Every window and channel has chains of its own, all of them in one batch.
@@ -366,7 +388,7 @@ class Separator:
         mcmc = LangevinMCMC(
             self._kernel(model),
             num_samples=draws,
-            warmup_steps=self.settings.warmup,
+            warmup_steps=self.warmup,
             num_chains=len(rows),
             init="mix" if self.guide is None else _Start(self.guide, self.gains),
             seed=self.settings.seed + len(self._parts),
@@ -385,7 +407,8 @@ class Separator:
             spread, mean = torch.std_mean(by_draw, 0)
             kept = torch.arange(self.settings.keep) * len(by_draw) // max(1, self.settings.keep)
             return torch.cat([mean.unsqueeze(0), by_draw[kept]]), spread
-        weight = self._weights(self._parts[-1]).repeat_interleave(draws, 0) / draws  # (chain * draw, window, channel)
+        weight = self._weights(self._parts[-1], mix, stacked).repeat_interleave(draws, 0) / draws
+        # (chain * draw, window, channel)
         wide = weight[:, :, None, :, None].to(by_draw)
         mean = (wide * by_draw).sum(0)
         spread = (wide * (by_draw - mean).square()).sum(0).sqrt()
@@ -400,18 +423,30 @@ class Separator:
     def searches(self) -> bool:
         """Whether the chains look for modes first."""
         known = all(isinstance(prior, GaussianPrior) for prior in self.priors.values())
-        return not known or self.settings.coupling is not None or self.settings.ladder is not None
+        return not known or self.coupling is not None or self.settings.ladder is not None
 
     def _kernel(self, model: mixing.Model) -> LangevinKernel:
         if not self.searches:
             return MALA(model, 0.5)
         settings = self.settings
-        ladder = noise_ladder(self.priors, settings.ladder) if isinstance(settings.ladder, int) else settings.ladder
-        return AnnealedSGLD(model, ladder, coupling=settings.coupling, redraws=settings.redraws, step_size=0.5)
+        local = self.coupling == "local"
+        levels = _LOCAL_LEVELS if local and settings.ladder is None else settings.ladder
+        ladder = noise_ladder(self.priors, levels) if isinstance(levels, int) else levels
+        if local:  # what its search is of is no density, and where it ends is as good a draw as steps from there
+            return AnnealedSGLD(
+                model, ladder, coupling="local", redraws=0, sample_last=self.draws > 1, preconditioner=None
+            )
+        return AnnealedSGLD(model, ladder, coupling=self.coupling, redraws=settings.redraws, step_size=0.5)
 
-    @staticmethod
-    def _weights(part: dict[str, np.ndarray]) -> Tensor:
-        """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``."""
+    def _weights(self, part: dict[str, np.ndarray], mix: Tensor, found: Tensor) -> Tensor:
+        """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``.
+
+        Where priors have no density, chains count alike, but for those that leave far more of the mix than the best.
+        """
+        if not all(prior.has_density for prior in self.priors.values()):
+            left = (mix.cpu().unsqueeze(2) - found.sum(4)).double().square().mean((-1, -2))
+            fair = (left <= _FAR * left.amin(0)).double()
+            return fair / fair.sum(0)
         height = part["lp"].mean(1)
         flat = np.concatenate(
             [part[name].reshape(*part["lp"].shape, -1) for name in ("energy_db", "band_db", "projection")], -1

@@ -31,11 +31,11 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the figure
 Model = Annotated[str, typer.Option("-n", "--model", help="Name of a model that ships, or a folder of one.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write into.")]
 Chains = Annotated[int, typer.Option(min=1, help="Chains for each window.")]
-Draws = Annotated[int, typer.Option(min=1, help="Draws from each chain.")]
-Warmup = Annotated[int, typer.Option(min=0, help="Steps before the first draw.")]
+Draws = Annotated[int | None, typer.Option(min=1, help="Draws from each chain [100; 1 with coupling local].")]
+Warmup = Annotated[int | None, typer.Option(min=0, help="Steps before the first draw [50; 0 with coupling local].")]
 Coupling = Annotated[
     str | None,
-    typer.Option(help="How the search goes: sweeps, noisy, denoised or constraint [sweeps, if it needs one]."),
+    typer.Option(help="How the search goes: sweeps, noisy, denoised, constraint or local [what suits the priors]."),
 ]
 Ladder = Annotated[str | None, typer.Option(help="Noise levels of the search: how many, or falling levels by commas.")]
 Redraws = Annotated[int, typer.Option(min=0, help="Block redraws of the search.")]

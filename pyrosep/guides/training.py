@@ -79,7 +79,7 @@ def fit_guide(
         stems: by source, a function that draws so many frames ``(count, time)`` of that source alone; for simulation.
         cuts: lengths in samples that simulated mixes are cut into, at random one of them or none in a step: for a guide
             that is to read frames of several lengths. Of a model in which a piece of a mix is the mix of the pieces.
-        beta: for simulation, weigh the log-density of each sample of a source by :math:`(\sigma / \|m\|)^{2\beta}`, with
+        beta: for simulation, weigh the log-density of each sample of a source by :math:`(\sigma / \|m\|)^{2\beta}`, by
             its own deviation beside the mix's root mean square, through which no gradient passes (Seitzer et al.,
             2022). At 0 it is the likelihood, and quiet passages count as much as loud ones; at 1 means are drawn to the
             sources by the squared error.
@@ -133,7 +133,7 @@ def fit_guide(
         )
     # What the guide registers in Pyro's param store is the trainer's to optimise, and nobody else's.
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        run = _Run(model, guide, data, objective, settings, stems, cuts, beta, sigma_max, annealing)
+        run = _Run(model, guide, data, objective, settings, stems, cuts, sigma_max, annealing, beta)
         validate = _Validation(run, held_out, num_samples)
         about = {
             "objective": objective,
@@ -175,9 +175,9 @@ class _Run:
         settings: TrainingSettings,
         stems: Mapping[str, Callable[[int], Tensor]] | None,
         cuts: Sequence[int],
-        beta: float,
         sigma_max: float | None,
         annealing: float,
+        beta: float = 0.0,
     ) -> None:
         self.model, self.stems, self.settings, self.beta = model, stems, settings, beta
         self.counted = _Counted(guide)

@@ -55,7 +55,7 @@ class AnnealedSGLD(MALA):
         model: a Pyro model.
         ladder: falling noise levels; by default :func:`~pyrosep.infer.noise_ladder` of 20 levels.
         steps_per_level: Langevin steps at each level, or sweeps.
-        coupling: ``"sweeps"``; or ``"noisy"``, ``"denoised"`` or ``"constraint"`` for Langevin steps, see
+        coupling: ``"sweeps"``; or ``"noisy"``, ``"denoised"``, ``"constraint"`` or ``"local"`` for Langevin steps, see
             :func:`~pyrosep.noised`. By default sweeps wherever the model allows them, and else ``"denoised"``.
         reverse_steps: denoiser calls of a draw in a sweep, for priors without exact draws.
         ancestral: reverse-diffusion moves between levels (Langevin moves only).
@@ -68,6 +68,8 @@ class AnnealedSGLD(MALA):
             at the last.
         restarts: whether chains that stay behind start again half-way.
         sweep_every: steps of the last level from one sweep to the next; 0 for none.
+        sample_last: whether chains go on at the last level. If not they stay where the search left them, one draw each:
+            of priors without a density, whose search down many levels is worth more than steps at one.
         step_size, proposal, adapt_step_size, target_accept_prob, preconditioner: of the last level; see
             :class:`~pyrosep.MALA`. The default preconditioner measures the priors' curvature where the chains are.
 
@@ -93,6 +95,7 @@ class AnnealedSGLD(MALA):
         acceptance: tuple[float, float] = (0.2, 0.05),
         restarts: bool = True,
         sweep_every: int = 10,
+        sample_last: bool = True,
         step_size: float = 0.1,
         proposal: str = "ornstein-uhlenbeck",
         adapt_step_size: bool = True,
@@ -135,6 +138,7 @@ class AnnealedSGLD(MALA):
         self.acceptance = acceptance
         self.restarts = restarts
         self.sweep_every = sweep_every
+        self.sample_last = sample_last
         #: Denoiser calls of the search, chain by chain: evaluations or draws of one source's prior for one chain.
         self.search_calls: Tensor = torch.zeros(0, dtype=torch.int64)
         self._sweeper: Redraws | None = None
@@ -217,6 +221,8 @@ class AnnealedSGLD(MALA):
     # --- the last level ---------------------------------------------------------------------------------------
 
     def transition(self, state: LangevinState) -> LangevinState:
+        if not self.sample_last:
+            return state
         state = super().transition(state)
         if self._sweeper is None or not self.sweep_every or (self.num_steps + 1) % self.sweep_every:
             return state

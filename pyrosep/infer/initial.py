@@ -37,11 +37,13 @@ def initial_values(potential: Potential, init: Initial) -> Values:
         ShapeError: given values that don't fit.
         InitializationError: a value that is not finite or not in its site's support.
     """
-    values = dict(potential.prior_draw)
+    values = dict(potential.placeholder)
     if isinstance(init, str):
         if init == "mix":
             values |= _from_mix(potential)
-        elif init != "prior":
+        elif init == "prior":
+            values = dict(potential.prior_draw)
+        else:
             raise ConfigurationError(
                 f"init must be 'prior', 'mix', a mapping from sites to values, or a guide; got {init!r}"
             )
@@ -50,6 +52,8 @@ def initial_values(potential: Potential, init: Initial) -> Values:
         unknown = sorted(set(given) - set(values))
         if unknown:
             raise ConfigurationError(f"initial values for {unknown}, but the model's latent sites are {list(values)}")
+        if set(potential.priors) - set(given):
+            values = dict(potential.prior_draw)
         values |= {name: _fitted(name, value, values[name]) for name, value in given.items()}
     z = potential.unconstrain(values)
     for name, value in z.items():
@@ -84,7 +88,7 @@ def _fitted(name: str, value: Tensor, like: Tensor) -> Tensor:
 def _from_mix(potential: Potential) -> Values:
     if not potential.priors:
         raise ConfigurationError("init='mix' needs sites with a source prior; the model has none")
-    like = next(iter(potential.prior_draw[name] for name in potential.priors))
+    like = next(iter(potential.placeholder[name] for name in potential.priors))
     for name, mix in potential.observed.items():
         if mix.ndim and mix.shape[-1] == like.shape[-1]:
             return _equal_sources(potential, name, mix)
@@ -93,7 +97,7 @@ def _from_mix(potential: Potential) -> Values:
 
 def _equal_sources(potential: Potential, observed: str, mix: Tensor) -> Values:
     sources = list(potential.priors)
-    like = potential.prior_draw[sources[0]]
+    like = potential.placeholder[sources[0]]
     while mix.ndim > like.ndim:  # channels
         mix = mix.mean(-2)
     try:
@@ -102,7 +106,7 @@ def _equal_sources(potential: Potential, observed: str, mix: Tensor) -> Values:
         start = mix.mean(tuple(range(mix.ndim - 1))).to(like).expand(like.shape)
     scale: Tensor | float = 1.0
     with torch.no_grad():
-        trace = potential.run(potential.prior_draw | dict.fromkeys(sources, start))
+        trace = potential.run(potential.placeholder | dict.fromkeys(sources, start))
         fn, value = trace.nodes[observed]["fn"], trace.nodes[observed]["value"]
         try:
             expected = fn.mean
@@ -118,5 +122,5 @@ def _from_guide(potential: Potential, guide: Callable[..., Any]) -> Values:
     return {
         name: site["value"]
         for name, site in tracer.trace.nodes.items()
-        if site["type"] == "sample" and name in potential.prior_draw
+        if site["type"] == "sample" and name in potential.placeholder
     }

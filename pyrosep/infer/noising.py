@@ -250,14 +250,16 @@ class _Lifted(dist.TorchDistribution):
         super().__init__(at.batch_shape, at.event_shape, validate_args=False)
         self.prior, self.added, self.settings = prior, added, settings
         self.at = self.base_dist = at  # as a wrapper of a source prior, for those who look for one
-        self._clean: tuple[Tensor, Tensor] | None = None
-        self._gain: Tensor | None = None
+        #: Of the last value: itself, what is denoised of it, and the filter. Plates expand, and copies share it.
+        self._last: list[Any] = [None, None, None]
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.at.sample(sample_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Lifted:
-        return _Lifted(self.prior, self.at.expand(batch_shape), self.added, self.settings)
+        new = _Lifted(self.prior, self.at.expand(batch_shape), self.added, self.settings)
+        new._last = self._last
+        return new
 
     @property
     def uncertainty(self) -> Tensor:
@@ -265,16 +267,15 @@ class _Lifted(dist.TorchDistribution):
 
     def _denoise(self, value: Tensor) -> Tensor:
         # The density's gradient and the model's view of the source share one evaluation.
-        if self._clean is None or self._clean[0] is not value:
-            if self.settings.coupling == "local":
-                with torch.no_grad():
-                    clean, self._gain = self.at.filtered(value)
-                self._clean = (value, clean)
-                return clean
-            through = self.settings.coupling == "denoised"
-            with torch.set_grad_enabled(torch.is_grad_enabled() and through):
-                self._clean = (value, self.at.denoise(value if through else value.detach()))
-        return self._clean[1]
+        if self._last[0] is not value:
+            coupling = self.settings.coupling
+            with torch.set_grad_enabled(torch.is_grad_enabled() and coupling == "denoised"):
+                if coupling == "local":
+                    clean, gain = self.at.filtered(value.detach())
+                else:
+                    clean, gain = self.at.denoise(value if coupling == "denoised" else value.detach()), None
+            self._last[:] = value, clean, gain
+        return self._last[1]
 
     def seen(self, value: Tensor) -> Tensor:
         """The mean of the source at the prior's own level, given its value at the higher one."""
@@ -295,9 +296,9 @@ class _Lifted(dist.TorchDistribution):
     @property
     def _local_jacobian(self) -> Tensor:
         """Of what the model sees, in each bin: ``(..., frame, bin)``."""
-        assert self._gain is not None
-        share = (self.added / self.at.sigma.square().clamp(min=1e-30))[..., None, None].to(self._gain)
-        return 1 - share * (1 - self._gain)
+        gain = self._last[2]
+        share = (self.added / self.at.sigma.square().clamp(min=1e-30))[..., None, None].to(gain)
+        return 1 - share * (1 - gain)
 
     @property
     def local_uncertainty(self) -> Tensor:

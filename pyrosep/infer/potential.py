@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
@@ -18,6 +19,7 @@ from torch.distributions.transforms import Transform
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
 from pyrosep.mixing import plate_nesting
 from pyrosep.priors import SourcePrior
+from pyrosep.priors.base import rms
 
 __all__ = ["Potential", "Values", "source_prior"]
 
@@ -40,6 +42,20 @@ def source_prior(fn: Any) -> SourcePrior | None:
 class _Latent:
     to_unconstrained: Transform
     identity: bool
+
+
+class _StandIns(Messenger):
+    """Outside of all plates: sources that take long to draw are noise where nobody asks for a draw."""
+
+    used = False
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        prior = source_prior(msg["fn"])
+        if prior is None or prior.quick_draws or msg["value"] is not None or msg["done"]:
+            return
+        self.used = True
+        shape = msg["fn"].batch_shape + msg["fn"].event_shape
+        msg["value"] = rms(prior) * torch.randn(shape, dtype=prior.sigma.dtype, device=prior.sigma.device)
 
 
 class Potential:
@@ -81,7 +97,7 @@ class Potential:
         self.num_gradients = 0
         self._seen: list[tuple[Any, Tensor]] = []
 
-        with torch.no_grad():
+        with torch.no_grad(), _StandIns() as stand_ins:
             single = poutine.trace(model).get_trace(*args, **self.kwargs)
             self._chain_dim = -1 - plate_nesting(single)
             prototype = single
@@ -112,8 +128,19 @@ class Potential:
                 self.observed[name] = site["value"].detach()
         if not self._latents:
             raise ConfigurationError("the model has no latent site to sample; is every site observed?")
-        #: One draw of the latent sites from the prior, in the constrained space, for every chain.
-        self.prior_draw: Values = {name: prototype.nodes[name]["value"].detach() for name in self._latents}
+        #: Values of the latent sites' shapes, in the constrained space, for every chain: a draw of each from its prior, but
+        #: for sources that take long to draw, which are noise as loud as they are.
+        self.placeholder: Values = {name: prototype.nodes[name]["value"].detach() for name in self._latents}
+        self._prior_draw = None if stand_ins.used else self.placeholder
+
+    @property
+    def prior_draw(self) -> Values:
+        """One draw of the latent sites from the prior, in the constrained space, for every chain; always the same."""
+        if self._prior_draw is None:
+            with torch.no_grad():
+                drawn = self.run()
+            self._prior_draw = {name: drawn.nodes[name]["value"].detach() for name in self._latents}
+        return self._prior_draw
 
     @property
     def transforms(self) -> dict[str, Transform]:

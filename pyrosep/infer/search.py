@@ -383,10 +383,7 @@ class LangevinSearch(Search):
     def _step(self, sigma: float) -> Tensor:
         r"""The step at a level, ``(chains,)``: stable while :math:`\eta (\Lambda + 1/\sigma^2) < 2`."""
         own = min(float(prior.sigma.min()) for prior in self.potential.priors.values())
-        # With their own filters for Jacobians, sources together are held by no more than the noise of their level.
-        held = 1 / max(sigma, own) ** 2
-        local = self.noised.coupling == "local"
-        total = (torch.full((self.num_chains,), held) if local else self._precision()) + held
+        total = self._precision() + 1 / max(sigma, own) ** 2
         if self.step_size is None:
             return 1 / total
         eta = self.step_size(sigma)
@@ -400,8 +397,10 @@ class LangevinSearch(Search):
     def _precision(self) -> Tensor:
         r"""The observations' precision for all sources, ``(chains,)``: :math:`\max_f \sum_k J_k^2 H_k^* V^{-1} H_k`.
 
-        :math:`J_k` is the Jacobian of what the model sees of a source, as a stationary Gaussian has it.
+        :math:`J_k` is the Jacobian of what the model sees of a source, as a stationary Gaussian has it; with the local
+        coupling it is at most one in any bin, and the precision at most that for ones.
         """
+        local = self.noised.coupling == "local"
         trace = self.potential.run(self.potential.constrain(self.clean))
         total: Tensor | float = 0.0
         for site, by_source in (self.noised.responses or {}).items():
@@ -411,7 +410,7 @@ class LangevinSearch(Search):
             for name, response in by_source.items():
                 prior = self.potential.priors[name]
                 sigma, added = self.noised.level(name, prior)
-                power = self.noised.uncertainty(prior, prior.at(sigma), added)
+                power = added.unsqueeze(-1) if local else self.noised.uncertainty(prior, prior.at(sigma), added)
                 bins = response.shape[-1]
                 columns.append(response.expand(*fn.mean.shape[:-1], bins).reshape(self.num_chains, -1, bins))
                 wide = self._per_chain(power.expand(*self.z[name].shape[:-1], bins)).reshape(-1, 1, bins)

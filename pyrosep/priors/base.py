@@ -43,6 +43,8 @@ class SourcePrior(TorchDistribution):
     support = constraints.real_vector
     #: Whether :meth:`log_prob` is a density, or a number that only has a density's gradient.
     has_density: bool = True
+    #: Whether :meth:`sample` costs no more than an evaluation or two.
+    quick_draws: bool = True
     #: Steps of the reverse diffusion by which :meth:`draw_clean` draws where a family has nothing better.
     reverse_steps: int = 64
     #: Whether :meth:`draw_clean` draws from the posterior itself, or from an approximation of it.

@@ -72,6 +72,7 @@ class ContinuousFlow(SourcePrior):
     """
 
     has_density = False
+    quick_draws = False
     #: Steps of the probability-flow equation for a draw, and for a density; each takes two passes.
     draw_steps: int = 16
     density_steps: int = 32
