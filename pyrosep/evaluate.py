@@ -18,7 +18,19 @@ from pyrosep.guides import EncoderGuide
 from pyrosep.priors import SourcePrior
 from pyrosep.separate import Settings, separate
 
-__all__ = ["Reference", "Score", "aggregate", "bss_eval", "evaluate", "si_sdr", "song_references", "toy_references"]
+__all__ = [
+    "Estimator",
+    "Reference",
+    "Score",
+    "aggregate",
+    "bss_eval",
+    "evaluate",
+    "score",
+    "si_sdr",
+    "song_references",
+    "sounding",
+    "toy_references",
+]
 
 #: Below this mean power (dB re full scale) a stem counts as silent, and is not scored: SI-SDR is not defined there.
 SILENCE_DB = -60.0
@@ -31,6 +43,10 @@ class Reference(NamedTuple):
     mix: Tensor
     sources: dict[str, Tensor]
     sample_rate: int
+
+
+#: From a mix to its sources ``(source, channel, time)``.
+Estimator = Callable[[Reference], Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,38 +113,64 @@ def evaluate(
         the scores, and the real-time factor of each method: seconds of computing a second of audio.
     """
     settings = settings or Settings()
+
+    def by(method: str) -> Estimator:
+        def estimate(reference: Reference) -> Tensor:
+            if missing := [name for name in reference.sources if name not in priors]:
+                raise ConfigurationError(f"the model has no prior for {missing}; it has {list(priors)}")
+            own = replace(settings, method=method)
+            result = separate(reference.mix, reference.sample_rate, priors, own, guide=guide)
+            return result.mean[[result.names.index(name) for name in reference.sources]]
+
+        return estimate
+
+    return score(references, {method: by(method) for method in methods}, bss=bss, on_reference=on_reference)
+
+
+def score(
+    references: Iterable[Reference],
+    estimators: Mapping[str, Estimator],
+    *,
+    bss: bool = False,
+    on_reference: Callable[[Reference], Any] = lambda reference: None,
+) -> tuple[list[Score], dict[str, float]]:
+    """Score whatever estimates the sources, by name: as :func:`evaluate` does, with the mix itself beside it.
+
+    Arguments:
+        references: mixes, with the true sources.
+        estimators: functions from a mix to ``(source, channel, time)``, in the order of its true sources.
+        bss, on_reference: see :func:`evaluate`.
+
+    Returns:
+        the scores, and the real-time factor of each.
+    """
     scores: list[Score] = []
-    spent, seconds = dict.fromkeys(methods, 0.0), 0.0
+    spent, seconds = dict.fromkeys(estimators, 0.0), 0.0
     for reference in references:
-        if missing := [name for name in reference.sources if name not in priors]:
-            raise ConfigurationError(f"the model has no prior for {missing}; it has {list(priors)}")
-        rows = [list(priors).index(name) for name in reference.sources]
         truth = torch.stack(list(reference.sources.values()))
-        if not _sounding(truth).any():
+        if not sounding(truth).any():
             on_reference(reference)
             continue
         estimates = {"mix": reference.mix.expand_as(truth)}
-        for method in methods:
+        for name, estimator in estimators.items():
             start = time.perf_counter()
-            own = replace(settings, method=method)
-            result = separate(reference.mix, reference.sample_rate, priors, own, guide=guide)
-            spent[method] += time.perf_counter() - start
-            estimates[method] = result.mean[rows]
+            estimates[name] = estimator(reference)
+            spent[name] += time.perf_counter() - start
         seconds += reference.mix.shape[-1] / reference.sample_rate
         scores += _scores(reference, truth, estimates, bss)
         on_reference(reference)
-    return scores, {method: total / seconds for method, total in spent.items()} if seconds else {}
+    return scores, {name: total / seconds for name, total in spent.items()} if seconds else {}
 
 
 def _scores(reference: Reference, truth: Tensor, estimates: dict[str, Tensor], bss: bool) -> Iterator[Score]:
-    sounding = _sounding(truth)
+    heard = sounding(truth)
     baseline = si_sdr(estimates["mix"], truth)
     for method, estimate in estimates.items():
         values = si_sdr(estimate, truth)
-        extra = bss_eval(truth[sounding], estimate[sounding], reference.sample_rate) if bss else None
+        extra = bss_eval(truth[heard], estimate[heard], reference.sample_rate) if bss else None
         row = 0
         for index, source in enumerate(reference.sources):
-            if not sounding[index]:
+            if not heard[index]:
                 continue
             own = None if extra is None else {name: values[row] for name, values in extra.items()}
             row += 1
@@ -136,7 +178,8 @@ def _scores(reference: Reference, truth: Tensor, estimates: dict[str, Tensor], b
             yield Score(reference.name, source, method, values[index].item(), gain, own)
 
 
-def _sounding(truth: Tensor) -> Tensor:
+def sounding(truth: Tensor) -> Tensor:
+    """Which sources ``(source, channel, time)`` are not silent, and so are scored: ``(source,)``."""
     return 10 * truth.square().mean((-1, -2)).clamp(min=1e-20).log10() > SILENCE_DB
 
 

@@ -123,6 +123,53 @@ def guides_command(
         _report({"separation": separation, "coverage": coverage}, out, json_file, quiet)
 
 
+def music_command(
+    out: Out,
+    data: Annotated[str, typer.Option("--data", help="Songs to separate: a folder ROOT/SONG/STEM.wav.")],
+    train: Annotated[str, typer.Option("--train", help="Songs whose stems NMF's dictionaries are learned from.")],
+    model: Annotated[str, typer.Option("-n", "--model", help="Model of the chains and the guide.")] = "band-small",
+    gaussian: Annotated[str, typer.Option(help="Model of the Wiener filter.")] = "band-gaussian",
+    guide: Annotated[str | None, typer.Option(help="Name of a guide, or a folder of one [the model's].")] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="wiener, nmf, irm, langevin, guide, guide+langevin; may be given again [all]."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds of each song.")] = 30.0,
+    songs: Annotated[int | None, typer.Option(min=1, help="At most so many songs [all].")] = None,
+    components: Annotated[int, typer.Option(min=1, help="Of NMF, for each source.")] = 64,
+    frames: Annotated[int, typer.Option(min=1, help="Of two seconds, that a dictionary is learned from.")] = 100,
+    chains: Annotated[int, typer.Option(min=2, help="Chains for each window.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """SI-SDR, speed, memory and trust on songs: Wiener filter, NMF, ideal mask, guide and chains."""
+    with reported():
+        from pyrosep.experiments.music import ARMS, music
+        from pyrosep.separate import Settings
+
+        bar, update = track_progress("music", quiet)
+        with bar:
+            tables = music(
+                out,
+                data,
+                train,
+                model=model,
+                gaussian=gaussian,
+                guide=guide,
+                arms=arms or ARMS,
+                seconds=seconds,
+                songs=songs,
+                components=components,
+                frames=frames,
+                settings=Settings(chains=chains, seed=seed),
+                workers=workers,
+                progress=update,
+            )
+        _report(tables, out, json_file, quiet)
+
+
 def cross_likelihood_command(
     out: Out,
     priors: Priors = "toy-flowavenet",

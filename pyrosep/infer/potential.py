@@ -128,8 +128,8 @@ class Potential:
                 self.observed[name] = site["value"].detach()
         if not self._latents:
             raise ConfigurationError("the model has no latent site to sample; is every site observed?")
-        #: Values of the latent sites' shapes, in the constrained space, for every chain: a draw of each from its prior, but
-        #: for sources that take long to draw, which are noise as loud as they are.
+        #: Values of the latent sites' shapes, in the constrained space, for every chain: a draw of each from its prior,
+        #: but for sources that take long to draw, which are noise as loud as they are.
         self.placeholder: Values = {name: prototype.nodes[name]["value"].detach() for name in self._latents}
         self._prior_draw = None if stand_ins.used else self.placeholder
 

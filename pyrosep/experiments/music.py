@@ -1,0 +1,228 @@
+"""Songs separated by everything there is: baselines, the ceiling of masks, guides, chains; scores, speed and trust."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosep.baselines import Nmf, ideal_ratio_mask
+from pyrosep.data.catalog import open_songs
+from pyrosep.errors import ConfigurationError
+from pyrosep.evaluate import Estimator, Reference, Score, aggregate, score, song_references, sounding
+from pyrosep.experiments.report import picture, write_tables
+from pyrosep.experiments.workers import mapped
+from pyrosep.guides import guide_info, load_guide
+from pyrosep.guides.models import find_guide
+from pyrosep.priors import load_priors, model_info
+from pyrosep.priors.frames import song_frames
+from pyrosep.separate import Separation, Settings, separate
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["ARMS", "music"]
+
+#: What songs are separated by: Gaussian priors' Wiener filter, supervised NMF, the ideal ratio mask, a model's chains
+#: without its guide, its guide alone, and chains from the guide.
+ARMS = ("wiener", "nmf", "irm", "langevin", "guide", "guide+langevin")
+#: Seconds over which errors and deviations are compared.
+_WINDOW = 0.05
+#: Half the width of a 90 % interval of a Normal, in deviations.
+_NINETY = 1.6449
+
+
+@dataclass(frozen=True)
+class _Task:
+    arm: str
+    data: str
+    train: str
+    model: str
+    gaussian: str
+    guide: str | None
+    seconds: float
+    songs: int | None
+    components: int
+    frames: int
+    settings: Settings
+
+
+def music(
+    out: str | os.PathLike[str],
+    data: str,
+    train: str,
+    *,
+    model: str = "band-small",
+    gaussian: str = "band-gaussian",
+    guide: str | None = None,
+    arms: Sequence[str] = ARMS,
+    seconds: float = 30.0,
+    songs: int | None = None,
+    components: int = 64,
+    frames: int = 100,
+    settings: Settings | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> dict[str, pandas.DataFrame]:
+    """Separate the beginnings of songs by each arm, in a process of its own, and score them by the same code.
+
+    Silent stems are not scored, for there SI-SDR is not defined (:data:`~pyrosep.evaluate.SILENCE_DB`); where a song
+    lacks a source, it counts for the others all the same.
+
+    Arguments:
+        out: folder to write into.
+        data: folder of songs with stems, to separate.
+        train: folder of songs, of whose stems, each source by itself, the dictionaries of NMF are learned.
+        model: of the chains and the guide; its sources are what is looked for.
+        gaussian: model of the Wiener filter, with the same sources.
+        guide: name or folder; the model's own by default.
+        arms: of :data:`ARMS`.
+        seconds: of each song.
+        songs: at most so many.
+        components: of NMF, for each source.
+        frames: of two seconds, of each source, to learn its dictionary from.
+        settings: of the chains.
+        workers: processes at once.
+        progress: called with the arms done, and all.
+
+    Returns:
+        tables, written to ``out`` too: ``separation`` (by arm and source, in dB), ``cost`` (seconds of computing a
+        second of audio, and peak memory of the process in GiB), ``trust`` (by arm and source: rank correlation of the
+        deviations with the true errors, in windows of 50 ms, nothing where these are all the same, and the share of
+        samples in 90 % intervals).
+
+    Raises:
+        ConfigurationError: an unknown arm, or models of other sources.
+    """
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise ConfigurationError(f"arms must be among {', '.join(ARMS)}; got {unknown}")
+    info = model_info(model)
+    if "wiener" in arms and set(model_info(gaussian).sources) != set(info.sources):
+        raise ConfigurationError(
+            f"the models must be of the same sources; {model} has {list(info.sources)}, {gaussian} "
+            f"{list(model_info(gaussian).sources)}"
+        )
+    own = guide_info(guide) if guide is not None else find_guide(info)
+    if own is None and any("guide" in arm for arm in arms):
+        raise ConfigurationError(f"model {model!r} has no guide of its own; give one, or other arms than guides")
+    place = None if own is None else str(own.folder)
+    settings = settings or Settings()
+    tasks = [
+        _Task(arm, data, train, model, gaussian, place, seconds, songs, components, frames, settings) for arm in arms
+    ]
+    results: dict[str, dict[str, Any]] = {}
+    progress(0, len(tasks))
+    for task, result in mapped(_run, tasks, workers, fresh=True):
+        results[task.arm] = result
+        progress(len(results), len(tasks))
+    tables = _tables([results[arm] for arm in arms])
+    write_tables(out, "music", "Songs separated", tables)
+    _draw([one for arm in arms for one in results[arm]["scores"]], info.sources, Path(out) / "music.png")
+    return tables
+
+
+def _run(task: _Task) -> dict[str, Any]:
+    import resource
+
+    torch.set_num_threads(1)
+    names = model_info(task.model).sources
+    opened, _ = open_songs(task.data, subset="test", sources=list(names))
+    references = song_references(islice(opened, task.songs), names, seconds=task.seconds)
+    trust: list[dict[str, Any]] = []
+    estimator = _estimator(task, names, trust)
+    scores, factors = score(references, {task.arm: estimator})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"arm": task.arm, "scores": scores, "factor": factors[task.arm], "peak": peak, "trust": trust}
+
+
+def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -> Estimator:
+    if task.arm == "irm":
+        return lambda reference: ideal_ratio_mask(torch.stack(list(reference.sources.values())), reference.mix)
+    if task.arm == "nmf":
+        opened, _ = open_songs(task.train, subset="train", sources=list(names))
+        torch.manual_seed(task.settings.seed)
+        rate = opened[0].sample_rate
+        drawn = {name: song_frames(opened, name, 2 * rate, held_out=1).draw(task.frames) for name in names}
+        nmf = Nmf.learn(drawn, components=task.components, seed=task.settings.seed)
+        return lambda reference: nmf(reference.mix)
+    exact = task.arm == "wiener"
+    info = model_info(task.gaussian if exact else task.model)
+    priors = load_priors(info.folder, sources=names)
+    guide = load_guide(task.guide) if "guide" in task.arm and task.guide else None
+    settings = replace(task.settings, method="exact" if exact else task.arm)
+
+    def estimate(reference: Reference) -> Tensor:
+        found = separate(reference.mix, reference.sample_rate, priors, settings, guide=guide, model_gains=info.gains)
+        trust.extend({"arm": task.arm, **row} for row in _trust(found, reference))
+        return found.mean
+
+    return estimate
+
+
+def _trust(found: Separation, reference: Reference) -> list[dict[str, Any]]:
+    """Of each source that sounds: how its deviations rank its errors, and how many samples its intervals hold."""
+    from scipy.stats import spearmanr
+
+    truth = torch.stack(list(reference.sources.values()))
+    size = max(1, round(_WINDOW * reference.sample_rate))
+    rows = []
+    for k, name in enumerate(reference.sources):
+        if not sounding(truth)[k]:
+            continue
+        error, deviation = (found.mean[k] - truth[k]).flatten(), found.stddev[k].flatten()
+        windows = [
+            part[: len(part) // size * size].unflatten(0, (-1, size)).square().mean(-1) for part in (error, deviation)
+        ]
+        rows.append(
+            {
+                "source": name,
+                "spearman": float(spearmanr(*windows).statistic) if float(windows[1].std()) > 0 else math.nan,
+                "coverage": float((error.abs() <= _NINETY * deviation).double().mean()),
+            }
+        )
+    return rows
+
+
+def _tables(results: Sequence[dict[str, Any]]) -> dict[str, pandas.DataFrame]:
+    import pandas
+
+    mixes = [one for one in results[0]["scores"] if one.method == "mix"]
+    every = mixes + [one for result in results for one in result["scores"] if one.method != "mix"]
+    columns = ["method", "source", "count", "si_sdr_mean", "si_sdr_improvement_mean", "si_sdr_improvement_median"]
+    rows = [{key: row[key] for key in columns} for row in aggregate(every)]
+    trust = [row for result in results for row in result["trust"]]
+    spread = pandas.DataFrame(trust, columns=["arm", "source", "spearman", "coverage"])
+    return {
+        "separation": pandas.DataFrame(rows),
+        "cost": pandas.DataFrame(
+            [{"arm": one["arm"], "real_time_factor": one["factor"], "peak_gib": one["peak"] / 2**30} for one in results]
+        ),
+        "trust": spread.groupby(["arm", "source"], sort=False, as_index=False).mean(),
+    }
+
+
+def _draw(scores: Sequence[Score], sources: Sequence[str], path: Path) -> None:
+    """SI-SDR improvement of every song, by source and arm."""
+    arms = list(dict.fromkeys(one.method for one in scores if one.method != "mix"))
+    with picture(path, 1, len(sources), figsize=(3 * len(sources), 3.2), sharey=True, layout="constrained") as (
+        _,
+        axes,
+    ):
+        for axis, source in zip(axes[0], sources, strict=True):
+            for place, arm in enumerate(arms):
+                own = [one.si_sdr_improvement for one in scores if (one.method, one.source) == (arm, source)]
+                axis.plot(np.full(len(own), place), own, "o", color=f"C{place}", alpha=0.4, markersize=4)
+                axis.plot([place - 0.3, place + 0.3], [np.mean(own)] * 2, color=f"C{place}")
+            axis.set_title(source)
+            axis.set_xticks(range(len(arms)), arms, rotation=60)
+            axis.grid(axis="y", alpha=0.3)
+        axes[0, 0].set_ylabel("SI-SDR improvement, dB")

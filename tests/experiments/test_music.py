@@ -1,0 +1,63 @@
+"""The experiment on songs, with tiny models."""
+
+import pytest
+import torch
+
+from pyrosep import EncoderGuide, GaussianPrior, audio, save_priors
+from pyrosep.errors import ConfigurationError
+from pyrosep.experiments.music import music
+from pyrosep.guides import save_guide
+from pyrosep.priors import BandSize
+from pyrosep.separate import Settings
+
+RATE, FRAME = 8000, 4096
+SPECTRA = {"low": [4.0, 0.01, 0.01], "high": [0.01, 0.01, 4.0]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A Gaussian model with a guide, and two songs of exactly these sources."""
+    folder = tmp_path_factory.mktemp("music")
+    torch.manual_seed(0)
+    priors = {name: GaussianPrior(1e-3 * torch.tensor(own), FRAME, sample_rate=RATE) for name, own in SPECTRA.items()}
+    save_priors(folder / "model", priors)
+    size = BandSize(window=64, bands=3, width=4, neck=4, layers=1)
+    save_guide(folder / "model" / "guide", EncoderGuide(priors, shared=True, size=size, project=[1.0, 1.0]))
+    for song in ("one", "two"):
+        (folder / "songs" / song).mkdir(parents=True)
+        for name, prior in priors.items():
+            audio.write(folder / "songs" / song / f"{name}.wav", prior.frame(3 * RATE).sample((1,)), RATE)
+    return folder
+
+
+def test_it_scores_every_arm_by_the_same_code(place, tmp_path):
+    model, songs = str(place / "model"), str(place / "songs")
+    settings = Settings(chains=2, draws=10, warmup=10)
+    tables = music(
+        tmp_path, songs, songs, model=model, gaussian=model, seconds=2.0, components=4, frames=3, settings=settings
+    )
+    rows = tables["separation"].set_index(["method", "source"])["si_sdr_improvement_mean"]
+    counts = tables["separation"].set_index(["method", "source"])["count"]
+    assert rows["mix", "mean"] == 0
+    assert counts["wiener", "low"] == counts["wiener", "high"] == 2
+    # The priors are exact: nothing without the true sources can be better than their Wiener filter.
+    assert rows["wiener", "mean"] > 5
+    assert rows["wiener", "mean"] - 1 < rows["langevin", "mean"] < rows["wiener", "mean"] + 0.1
+    assert rows["irm", "mean"] > rows["guide", "mean"]
+    assert abs(rows["guide", "mean"]) < 1, "it is not trained"
+    assert set(tables["cost"]["arm"]) == {"wiener", "nmf", "irm", "langevin", "guide", "guide+langevin"}
+    assert bool((tables["cost"]["peak_gib"] > 0.05).all())
+    trust = tables["trust"].set_index(["arm", "source"])
+    assert trust.loc[("wiener", "low"), "coverage"] == pytest.approx(0.9, abs=0.03)
+    for name in ("separation.csv", "cost.csv", "trust.csv", "music.md", "music.png"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_what_it_can_not_do(place, tmp_path):
+    model, songs = str(place / "model"), str(place / "songs")
+    with pytest.raises(ConfigurationError, match=r"arms must be among wiener.*got \['best'\]"):
+        music(tmp_path, songs, songs, model=model, gaussian=model, arms=("best",))
+    with pytest.raises(ConfigurationError, match="must be of the same sources"):
+        music(tmp_path, songs, songs, model=model, gaussian="band-gaussian")
+    with pytest.raises(ConfigurationError, match="has no guide of its own"):
+        music(tmp_path, songs, songs, model="song-gaussian", gaussian="song-gaussian", arms=("guide",))
