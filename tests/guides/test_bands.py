@@ -46,7 +46,7 @@ def test_deviations_are_those_of_the_shares():
     """Of equal shares of two, of white noise of variance one: 4 d^2 g (1 - g) = 1/4 with d = 1/2, g = 1/2."""
     network = MaskingNet(1, 2, 2, TINY)
     _, deviation, _ = network(torch.randn(500, 1, 64), torch.full((2, 1), 0.5))
-    middle = deviation[..., 16:48].square().mean()
+    middle = deviation.detach()[..., 16:48].square().mean()
     assert float(middle) == pytest.approx(0.25, rel=0.1)
 
 
