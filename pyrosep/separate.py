@@ -105,7 +105,7 @@ class Settings:
         if self.method not in ("exact", "guide") and self.draws is not None:
             self.check_draws(self.draws)
         if self.keep < 0:
-            raise ConfigurationError(f"keep must be at least 0; got {self.keep}")
+            raise ConfigurationError(f"keep must be between 0 and the draws that there are; got {self.keep}")
         if self.segment is not None and not 0 < self.segment < math.inf:
             raise ConfigurationError(f"segment must be a positive number of seconds; got {self.segment}")
         if not 0 <= self.overlap <= 0.5:
@@ -407,7 +407,9 @@ class Separator:
             spread, mean = torch.std_mean(by_draw, 0)
             kept = torch.arange(self.settings.keep) * len(by_draw) // max(1, self.settings.keep)
             return torch.cat([mean.unsqueeze(0), by_draw[kept]]), spread
-        weight = self._weights(self._parts[-1], mix, stacked).repeat_interleave(draws, 0) / draws
+        dense = all(prior.has_density for prior in self.priors.values())
+        weight = self._weights(self._parts[-1]) if dense else self._fair_weights(mix, stacked)
+        weight = weight.repeat_interleave(draws, 0) / draws
         # (chain * draw, window, channel)
         wide = weight[:, :, None, :, None].to(by_draw)
         mean = (wide * by_draw).sum(0)
@@ -438,15 +440,21 @@ class Separator:
             )
         return AnnealedSGLD(model, ladder, coupling=self.coupling, redraws=settings.redraws, step_size=0.5)
 
-    def _weights(self, part: dict[str, np.ndarray], mix: Tensor, found: Tensor) -> Tensor:
-        """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``.
+    @staticmethod
+    def _fair_weights(mix: Tensor, found: Tensor) -> Tensor:
+        """Of chains whose priors have no density: alike, but for those that leave far more of the mix than the best.
 
-        Where priors have no density, chains count alike, but for those that leave far more of the mix than the best.
+        Arguments:
+            mix: ``(window, channel, frame)``.
+            found: as they are in the mix, ``(chain, window, channel, draw, source, frame)``.
         """
-        if not all(prior.has_density for prior in self.priors.values()):
-            left = (mix.cpu().unsqueeze(2) - found.sum(4)).double().square().mean((-1, -2))
-            fair = (left <= _FAR * left.amin(0)).double()
-            return fair / fair.sum(0)
+        left = (mix.cpu().unsqueeze(2) - found.sum(4)).double().square().mean((-1, -2))
+        fair = (left <= _FAR * left.amin(0)).double()
+        return fair / fair.sum(0)
+
+    @staticmethod
+    def _weights(part: dict[str, np.ndarray]) -> Tensor:
+        """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``."""
         height = part["lp"].mean(1)
         flat = np.concatenate(
             [part[name].reshape(*part["lp"].shape, -1) for name in ("energy_db", "band_db", "projection")], -1

@@ -727,7 +727,7 @@ def test_models(tmp_path):
         assert one["name"] in text
         assert str(one["sample_rate"]) in text
     assert set(found[0]["sources"]) == {"bass", "drums", "guitar", "piano"}
-    assert set(found[1]["sources"]) == {"bass", "drums", "vocals", "other"}
+    assert set(found[2]["sources"]) == {"bass", "drums", "vocals", "other"}
 
 
 @arviz_on_matplotlib

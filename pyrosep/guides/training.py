@@ -118,11 +118,12 @@ def fit_guide(
         raise ConfigurationError(f"objective must be one of {OBJECTIVES}; got {objective!r}")
     if not isinstance(guide, EncoderGuide):
         raise ConfigurationError(f"fit_guide trains an EncoderGuide; got a {type(guide).__name__}: use pyro.infer.SVI")
-    if not (0 <= annealing <= 1 and 0 <= beta <= 1) or num_samples < 0:
+    if not 0 <= annealing <= 1 or num_samples < 0:
         raise ConfigurationError(
-            f"annealing and beta must be from 0 to 1 and num_samples at least 0; got {annealing!r}, {beta!r} and "
-            f"{num_samples!r}"
+            f"annealing must be from 0 to 1 and num_samples at least 0; got {annealing!r} and {num_samples!r}"
         )
+    if not 0 <= beta <= 1:
+        raise ConfigurationError(f"beta must be from 0 to 1; got {beta!r}")
     if objective != "simulated" and data is None:
         raise ConfigurationError(f"objective {objective!r} needs mixes to train on; give them as data")
     if objective == "elbo" and stems:

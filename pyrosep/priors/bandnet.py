@@ -115,33 +115,40 @@ class BandNet(nn.Module):
         self.places: Tensor
         width = size.width
         # Flat, for they are a matrix for each band: an optimizer of matrices would take them for one.
-        self.shape = (size.bands, inputs * most, width), (size.bands, width, outputs * most)
-        self.first = nn.Parameter((torch.randn(self.shape[0]) / (inputs * widths).sqrt().view(-1, 1, 1)).flatten())
+        scale = (inputs * widths).repeat_interleave(widths).rsqrt().view(-1, 1, 1)
+        self.first = nn.Parameter((torch.randn(edges[-1], inputs, width) * scale).flatten())
         self.place = nn.Parameter(torch.randn(size.bands * width) * 0.1)
         self.layers = nn.ModuleList(_Layer(size, 2 ** (i % 4), features) for i in range(size.layers))
         self.norm = nn.LayerNorm(width)
-        self.last = nn.Parameter(torch.zeros(self.shape[1]).flatten())
-        self.base = nn.Parameter(torch.zeros(size.bands * outputs * most))
+        self.last = nn.Parameter(torch.zeros(edges[-1] * outputs * width))
+        self.base = nn.Parameter(torch.zeros(edges[-1] * outputs))
 
     def forward(self, spectra: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with torch.autocast(spectra.device.type, enabled=False):
             power = torch.view_as_real(spectra).square().sum(-1)
             x = (power + _LEAST_POWER).log() / 4
             x = x[..., self.bins] * self.inside.to(x)  # (n, inputs, frame, band, place)
+        first = self._padded(self.first, self.inputs).transpose(1, 2).flatten(1, 2)  # (band, input and place, width)
+        last = self._padded(self.last, self.outputs).permute(0, 3, 2, 1).flatten(2)  # (band, width, output and place)
+        base = self._padded(self.base, self.outputs).squeeze(-1).transpose(1, 2).flatten(1)
         x = x.permute(3, 0, 2, 1, 4).flatten(-2)  # (band, n, frame, input and place)
         n, frames = x.shape[1:3]
-        h = torch.bmm(x.flatten(1, 2), self.first.view(self.shape[0])).unflatten(1, (n, frames)).permute(1, 2, 0, 3)
+        h = torch.bmm(x.flatten(1, 2), first).unflatten(1, (n, frames)).permute(1, 2, 0, 3)
         h = h + self.place.view(h.shape[-2:])
         for layer in self.layers:
             h = layer(h, level)
         normal = self.norm(h.to(self.norm.weight.dtype))
         with torch.autocast(spectra.device.type, enabled=False):
-            out = torch.bmm(normal.permute(2, 0, 1, 3).flatten(1, 2), self.last.view(self.shape[1])) + self.base.view(
-                self.bands, 1, -1
-            )
+            out = torch.bmm(normal.permute(2, 0, 1, 3).flatten(1, 2), last) + base.unsqueeze(1)
             out = out.unflatten(1, (n, frames)).unflatten(-1, (self.outputs, -1))  # (band, n, frame, output, place)
             out = out.permute(1, 3, 2, 0, 4).flatten(-2)[..., self.places]
         return out, normal.mean(2)
+
+    def _padded(self, weights: Tensor, count: int) -> Tensor:
+        """Weights of the bins, ``count`` vectors each, by band, then zeros: ``(band, place, count, size)``."""
+        rows = weights.view(len(self.places), count, -1)
+        padded = rows.new_zeros(self.inside.numel(), count, rows.shape[-1]).index_copy(0, self.places, rows)
+        return padded.unflatten(0, self.inside.shape)
 
 
 class _Layer(nn.Module):
