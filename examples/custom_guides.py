@@ -6,8 +6,8 @@ For each model a guide is trained on mixes that the model draws, checked, and us
 its draws. Nothing below `MODELS` knows which model it is. As it comes (500 steps a guide, two waves of any of 356
 periods, 8 mixes) it printed, SI-SDR in dB:
 
-    unknown gains: mix -5.9 (saw), 6.8 (square); guide 14.7, 20.9; guide and chains 33.8, 39.3
-    soft clipping: mix -7.5, 8.6; guide 14.3, 22.4; guide and chains 32.7, 38.1
+    unknown gains: mix -5.9 (saw), 6.8 (square); guide 14.8, 21.1; guide and chains 34.1, 39.5
+    soft clipping: mix -7.5, 8.6; guide 14.2, 22.0; guide and chains 33.4, 38.7
 """
 
 from __future__ import annotations
