@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pyrosep import audio
-from pyrosep.diagnostics.inference_data import write_netcdf
+from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.guides import GuideInfo, load_guide
@@ -217,13 +217,11 @@ def _report(separator: Separator, about: audio.AudioInfo, total: int, seconds: f
 
 
 def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> arviz.InferenceData:
-    import arviz
-
     posterior = {name: summaries[name].astype(np.float32) for name in ("energy_db", "band_db", "projection")}
     stats = {name: summaries[name] for name in ("lp", "acceptance_rate", "step_size", "residual")}
     bands = [f"{edge:.0f} Hz+" for edge in BAND_EDGES[: posterior["band_db"].shape[-1]]]
     lead = ["window", "channel"]
-    return arviz.from_dict(
+    return inference_data(
         posterior=posterior,
         sample_stats=stats,
         coords={"source": list(separator.names), "band": bands},

@@ -16,10 +16,11 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from pyrosep import EncoderGuide, GaussianPrior, audio, save_guide, save_priors
+from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, audio, save_guide, save_priors
 from pyrosep.cli import app
 from pyrosep.guides import UNetSize
-from pyrosep.priors import load_priors, model_info
+from pyrosep.priors import BandDenoiser, BandSize, load_priors, model_info
+from pyrosep.separate import Settings, separate
 
 RATE = 8_000
 #: ArviZ 0.23 draws by a call that Matplotlib 3.11 deprecates; a person at the command line does not see it.
@@ -200,6 +201,29 @@ def test_separate_a_file_an_mp3_of_it_and_a_folder_of_both(tmp_path, model):
     assert sums_to(tmp_path / "mp3" / "tiny" / "song", decoded)
     assert sums_to(tmp_path / "folder" / "tiny" / "song.wav", mix)
     assert sums_to(tmp_path / "folder" / "tiny" / "song.mp3", decoded)
+
+
+def test_separate_with_denoisers_that_filter(song, tmp_path):
+    """As it comes: one draw of each chain, at the end of a search with the local coupling, stereo too."""
+    size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
+    spectra = {"low": torch.tensor([1.0, 0.1, 0.01]), "high": torch.tensor([0.01, 0.1, 1.0])}
+    torch.manual_seed(0)
+    priors = {
+        name: ContinuousFlow(BandDenoiser(size, own), 4000, sigma_min=0.01, sample_rate=RATE)
+        for name, own in spectra.items()
+    }
+    save_priors(tmp_path / "filters", priors)
+    result = done("separate", song, "-n", tmp_path / "filters", "-o", tmp_path / "out", "--keep", 4)
+    folder = tmp_path / "out" / "filters" / "song"
+    assert sums_to(folder, audio.read(song).samples)
+    assert "needs at least" in result.stdout or "at least 4 draws a chain" in result.stdout
+    # Untrained they are stationary Gaussians of these spectra, nearly: the exact posterior's mean is close.
+    exact = {name: GaussianPrior(own, 4000, sample_rate=RATE) for name, own in spectra.items()}
+    mean = separate(audio.read(song).samples, RATE, exact, Settings(method="exact")).mean
+    for k, name in enumerate(priors):
+        found = audio.read(folder / f"{name}.wav").samples
+        assert float((found - mean[k]).square().mean() / mean[k].square().mean()) < 0.5
+    failed("separate", song, "-n", tmp_path / "filters", "-o", tmp_path / "more", "--keep", 5)
 
 
 def test_separate_again(song, model, tmp_path):

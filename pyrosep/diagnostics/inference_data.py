@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from pyrosep.infer import LangevinMCMC, Potential
 if TYPE_CHECKING:
     import arviz
 
-__all__ = ["read_netcdf", "to_inference_data", "write_netcdf"]
+__all__ = ["inference_data", "read_netcdf", "to_inference_data", "write_netcdf"]
 
 
 def to_inference_data(
@@ -46,7 +47,6 @@ def to_inference_data(
 
     Chains that were stopped are left out; the ``chain`` coordinate keeps the numbers of the others.
     """
-    import arviz
 
     if isinstance(mcmc, LangevinMCMC) and not hasattr(mcmc, "potential"):
         raise ConfigurationError("expected a run; call mcmc.run(...) first")
@@ -78,7 +78,7 @@ def to_inference_data(
     if isinstance(mcmc, LangevinMCMC):
         stats = {name: value.numpy() for name, value in mcmc.sample_stats().items()}
         chains = mcmc.chains
-    return arviz.from_dict(
+    return inference_data(
         posterior=posterior,
         sample_stats=stats or None,
         observed_data=observed or None,
@@ -87,6 +87,16 @@ def to_inference_data(
         dims=all_dims,
         attrs={"inference_library": "pyrosep"},
     )
+
+
+def inference_data(**groups: Any) -> arviz.InferenceData:
+    """What :func:`arviz.from_dict` makes of arrays ``(chain, draw, ...)``, of fewer draws than chains too."""
+    import arviz
+
+    with warnings.catch_warnings():
+        # The axes are in order; ArviZ can only guess whether they are.
+        warnings.filterwarnings("ignore", message="More chains")
+        return arviz.from_dict(**groups)
 
 
 def _potential(mcmc: AbstractMCMC) -> Potential:
