@@ -43,8 +43,8 @@ from pyrosep.errors import PyrosepError
 def demo(
     out: Out = Path("pyrosep-demo"),
     chains: Chains = 4,
-    draws: Draws = None,
-    warmup: Warmup = None,
+    draws: Draws = 100,
+    warmup: Warmup = 50,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
