@@ -173,7 +173,7 @@ def train_continuousflow_command(
     size: Annotated[str, typer.Option(help="Of the network: tiny, small or music.")] = "small",
     steps: Steps = 6000,
     batch: Batch = 32,
-    learning_rate: LearningRate = 0.02,
+    learning_rate: LearningRate = 0.01,
     optimizer: Optimizer = "muon",
     precision: Precision = "bf16-mixed",
     sigma_min: SigmaMin = 0.01,
