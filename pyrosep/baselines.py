@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -114,10 +114,8 @@ def _spectra(signal: Tensor, hop: int) -> Tensor:
 def _masked(weights: Tensor, spectra: Tensor, hop: int, mix: Tensor) -> Tensor:
     shares = weights.clamp(min=1e-20)
     masked = (shares / shares.sum(0)).to(spectra.real.dtype) * spectra
-    parts: Sequence[Tensor] = [
-        torch.istft(one, _WINDOW, hop, window=_window(hop, mix), length=mix.shape[-1]) for one in masked
-    ]
-    return torch.stack(list(parts))
+    window = _window(hop, mix)
+    return torch.stack([torch.istft(one, _WINDOW, hop, window=window, length=mix.shape[-1]) for one in masked])
 
 
 def _window(hop: int, like: Tensor) -> Tensor:

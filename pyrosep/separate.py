@@ -31,6 +31,7 @@ from pyrosep.infer import (
     noise_ladder,
 )
 from pyrosep.infer.ladder import check_ladder
+from pyrosep.infer.noising import common_transform
 from pyrosep.priors import GaussianPrior, SourcePrior
 from pyrosep.priors.base import full_sum
 from pyrosep.windows import cross_fade, windows_of
@@ -255,8 +256,7 @@ class Separator:
             raise ConfigurationError("the exact method needs Gaussian priors; use method 'langevin' for others")
         #: Of the search, or ``None`` for the kernel's own.
         self.coupling = self.settings.coupling
-        windows = {None if prior.transform is None else prior.transform.size for prior in self.priors.values()}
-        if self.coupling is None and None not in windows and len(windows) == 1:
+        if self.coupling is None and common_transform(list(self.priors.values())) is not None:
             self.coupling = "local"
         #: From each chain; only where there is a sampling.
         one = self.coupling == "local"
@@ -409,8 +409,7 @@ class Separator:
             return torch.cat([mean.unsqueeze(0), by_draw[kept]]), spread
         dense = all(prior.has_density for prior in self.priors.values())
         weight = self._weights(self._parts[-1]) if dense else self._fair_weights(mix, stacked)
-        weight = weight.repeat_interleave(draws, 0) / draws
-        # (chain * draw, window, channel)
+        weight = weight.repeat_interleave(draws, 0) / draws  # (chain * draw, window, channel)
         wide = weight[:, :, None, :, None].to(by_draw)
         mean = (wide * by_draw).sum(0)
         spread = (wide * (by_draw - mean).square()).sum(0).sqrt()

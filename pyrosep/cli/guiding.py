@@ -207,15 +207,7 @@ def train_guide_command(
         )
         if not fabric.is_global_zero:
             return
-        figures = result.history[-1] if result.history else {}
-        report: dict[str, Any] = {
-            "objective": objective,
-            "steps": result.step,
-            "seconds": round(result.seconds, 1),
-            "parameters": sum(parameter.numel() for parameter in guide.parameters()),
-            **({"skipped_steps": result.skipped} if result.skipped else {}),
-            **{key: round(value, 2) for key, value in figures.items() if key != "step"},
-        }
+        report: dict[str, Any] = {"objective": objective, **result.report()}
         lines = [figures_line(report)]
         if temperature_mixes:
             fresh = _simulated(mixing, names, frames, _HELD_OUT, temperature_mixes, seed)

@@ -47,7 +47,6 @@ def to_inference_data(
 
     Chains that were stopped are left out; the ``chain`` coordinate keeps the numbers of the others.
     """
-
     if isinstance(mcmc, LangevinMCMC) and not hasattr(mcmc, "potential"):
         raise ConfigurationError("expected a run; call mcmc.run(...) first")
     potential = mcmc.potential if isinstance(mcmc, LangevinMCMC) else _potential(mcmc)

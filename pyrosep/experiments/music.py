@@ -174,9 +174,9 @@ def _trust(found: Separation, reference: Reference) -> list[dict[str, Any]]:
 
     truth = torch.stack(list(reference.sources.values()))
     size = max(1, round(_WINDOW * reference.sample_rate))
-    rows = []
+    rows, heard = [], sounding(truth)
     for k, name in enumerate(reference.sources):
-        if not sounding(truth)[k]:
+        if not heard[k]:
             continue
         error, deviation = (found.mean[k] - truth[k]).flatten(), found.stddev[k].flatten()
         windows = [

@@ -315,9 +315,7 @@ class _Validation:
                 figures |= _si_sdr(guide.names, mean.cpu(), self.truth)
         if self.simulated is not None:
             mix, values = self.simulated[0].to(device), {k: v.to(device) for k, v in self.simulated[1].items()}
-            figures["log_q"] = float(
-                conditioned(over_mixes(guide, len(mix), run.nesting), mix, values).log_prob_sum()
-            ) / len(mix)
+            figures["log_q"] = float(log_q(over_mixes(guide, len(mix), run.nesting), mix, values)) / len(mix)
         return figures
 
 

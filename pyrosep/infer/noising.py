@@ -212,32 +212,35 @@ class _NoisedMessenger(Messenger):
         return StationaryNormal(base.loc, covariance)
 
     def _locally_widened(self, name: str, fn: Any, responses: dict[str, Tensor]) -> Any:
-        base, lifted = base_distribution(fn), [own for source, own in self.lifted.items() if source in responses]
-        transform, scale = _common_transform([own.at for own in lifted]), base.scale.expand(base.batch_shape)
+        base = base_distribution(fn)
+        lifted = {source: own for source, own in self.lifted.items() if source in responses}
+        if not lifted:
+            return fn
+        transform, scale = common_transform([own.at for own in lifted.values()]), base.scale.expand(base.batch_shape)
+        if transform is None:
+            windows = [own.at.transform and own.at.transform.size for own in lifted.values()]
+            raise ConfigurationError(
+                "coupling 'local' needs priors whose denoisers are filters of short-time spectra, all of one window; "
+                f"these have the windows {windows}"
+            )
         if fn.event_dim != 1 or not isinstance(base, dist.Normal) or not bool((scale == scale[..., :1]).all()):
             raise ConfigurationError(
                 "coupling 'local' needs an observation of one channel with Normal noise that is the same at all times; "
                 f"{name!r} is another"
             )
         extra = scale.new_zeros(())
-        for source, own in self.lifted.items():
-            if source in responses:
-                power = responses[source].abs().square()
-                place = torch.linspace(0, power.shape[-1] - 1, transform.size // 2 + 1, device=power.device).round()
-                extra = extra + power[..., place.long()].unsqueeze(-2) * own.local_uncertainty
+        for source, own in lifted.items():
+            power = responses[source].abs().square()
+            place = torch.linspace(0, power.shape[-1] - 1, transform.size // 2 + 1, device=power.device).round()
+            extra = extra + power[..., place.long()].unsqueeze(-2) * own.local_uncertainty
         return LocalNormal(base.loc, scale[..., :1].square().unsqueeze(-1) + extra, transform)
 
 
-def _common_transform(priors: list[SourcePrior]) -> ShortTimeSpectrum:
+def common_transform(priors: list[SourcePrior]) -> ShortTimeSpectrum | None:
+    """The short-time spectrum that all these priors' denoisers are filters of; ``None`` where there is none."""
     transforms = [prior.transform for prior in priors]
     first = transforms[0]
-    if first is None or any(own is None or own.size != first.size for own in transforms):
-        windows = [own and own.size for own in transforms]
-        raise ConfigurationError(
-            "coupling 'local' needs priors whose denoisers are filters of short-time spectra, all of one window; "
-            f"these have the windows {windows}"
-        )
-    return first
+    return None if first is None or any(own is None or own.size != first.size for own in transforms) else first
 
 
 class _Lifted(dist.TorchDistribution):

@@ -100,18 +100,15 @@ class BandNet(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, size: BandSize, *, features: int = 0) -> None:
         super().__init__()
-        self.inputs, self.outputs, self.bands = inputs, outputs, size.bands
+        self.inputs, self.outputs = inputs, outputs
         edges = _band_edges(size.window // 2 + 1, size.bands)
-        most = max(edges[i + 1] - edges[i] for i in range(size.bands))
         starts, widths = torch.tensor(edges[:-1]), torch.tensor(edges).diff()
-        place = torch.arange(most)
+        place = torch.arange(int(widths.max()))
         inside = place < widths.unsqueeze(-1)
-        # Bands are padded with what comes after them, times zero.
+        # Bands are padded with what comes after them, for which their weights are zero.
         self.register_buffer("bins", (starts.unsqueeze(-1) + place).clamp(max=edges[-1] - 1), persistent=False)
-        self.register_buffer("inside", inside.float(), persistent=False)
         self.register_buffer("places", inside.flatten().nonzero().squeeze(-1), persistent=False)
         self.bins: Tensor
-        self.inside: Tensor
         self.places: Tensor
         width = size.width
         # Flat, for they are a matrix for each band: an optimizer of matrices would take them for one.
@@ -127,7 +124,7 @@ class BandNet(nn.Module):
         with torch.autocast(spectra.device.type, enabled=False):
             power = torch.view_as_real(spectra).square().sum(-1)
             x = (power + _LEAST_POWER).log() / 4
-            x = x[..., self.bins] * self.inside.to(x)  # (n, inputs, frame, band, place)
+            x = x[..., self.bins]  # (n, inputs, frame, band, place)
         first = self._padded(self.first, self.inputs).transpose(1, 2).flatten(1, 2)  # (band, input and place, width)
         last = self._padded(self.last, self.outputs).permute(0, 3, 2, 1).flatten(2)  # (band, width, output and place)
         base = self._padded(self.base, self.outputs).squeeze(-1).transpose(1, 2).flatten(1)
@@ -147,8 +144,8 @@ class BandNet(nn.Module):
     def _padded(self, weights: Tensor, count: int) -> Tensor:
         """Weights of the bins, ``count`` vectors each, by band, then zeros: ``(band, place, count, size)``."""
         rows = weights.view(len(self.places), count, -1)
-        padded = rows.new_zeros(self.inside.numel(), count, rows.shape[-1]).index_copy(0, self.places, rows)
-        return padded.unflatten(0, self.inside.shape)
+        padded = rows.new_zeros(self.bins.numel(), count, rows.shape[-1]).index_copy(0, self.places, rows)
+        return padded.unflatten(0, self.bins.shape)
 
 
 class _Layer(nn.Module):
