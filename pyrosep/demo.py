@@ -1,4 +1,4 @@
-"""The demonstration: a real song by Gaussian priors that have never seen it; toy waves named, and mixes separated."""
+"""The demonstration: a real song by priors that have never heard it; toy waves named, and mixes separated."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from pyrosep.errors import MissingDependencyError
 from pyrosep.evaluate import si_sdr
 from pyrosep.experiments import HeldOut, cross_likelihood
 from pyrosep.experiments.guides import guides
+from pyrosep.guides import find_guide, load_guide
 from pyrosep.priors import load_priors, model_info
 from pyrosep.separate import Settings, separate
 from pyrosep.tracks import separate_track
 
 __all__ = ["MODEL", "TOY_MODEL", "demo_song", "run_demo", "run_guide_demo", "run_toy_demo"]
 
-MODEL = "song-gaussian"
+#: Flows with a guide of their own, and Gaussian priors of the same sources beside them.
+MODEL, PLAIN_MODEL = "music-small", "song-gaussian"
 #: Flows, judged beside the exact priors on so many frames of each wave.
 TOY_MODEL = "toy-flowavenet"
 TOY_FRAMES = 10
@@ -63,7 +65,9 @@ def run_demo(
     device: str = "cpu",
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Separate the song by Langevin chains into ``out``, and score it beside the mix and the exact posterior mean.
+    """Separate the song by chains from the model's guide into ``out``, and score them beside what is quicker.
+
+    That is the mix itself, the Wiener filter of Gaussian priors (:data:`PLAIN_MODEL`), and the guide's mean.
 
     Writes the stems (``out/MODEL/falcon69``), ``mix.wav`` and ``demo.png``: spectrograms of the mix, the true stems,
     the estimates and their standard deviations.
@@ -72,10 +76,12 @@ def run_demo(
         ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``picture``: its path.
     """
     settings = settings or Settings()
-    settings = replace(settings, keep=min(KEPT, settings.chains * (settings.draws or 100)))
+    settings = replace(settings, keep=min(KEPT, settings.chains * (settings.draws or 1)))
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
     info = model_info(MODEL)
+    own_guide = find_guide(info)
+    assert own_guide is not None
     names = list(priors)
     reference = torch.stack([truth[name] for name in names])
     out.mkdir(parents=True, exist_ok=True)
@@ -87,6 +93,7 @@ def run_demo(
         priors,
         settings,
         model=info,
+        guide=own_guide,
         overwrite=True,
         progress=progress,
     )
@@ -97,8 +104,17 @@ def run_demo(
         )
         for name in names
     }
-    exact = separate(mix, rate, priors, replace(settings, method="exact", keep=0), model_gains=info.gains).mean
-    estimates = {"mix as estimate": mix.expand_as(reference), "exact posterior mean": exact, "Langevin chains": chains}
+    plain = load_priors(PLAIN_MODEL, sources=names, device=device)
+    wiener = separate(mix, rate, plain, Settings(method="exact"), model_gains=model_info(PLAIN_MODEL).gains).mean
+    alone = replace(settings, method="guide", keep=0)
+    guide = load_guide(own_guide.folder, device=device)
+    guided = separate(mix, rate, priors, alone, guide=guide, model_gains=info.gains).mean
+    estimates = {
+        "mix as estimate": mix.expand_as(reference),
+        "Gaussian priors": wiener,
+        "guide": guided,
+        "chains from the guide": chains,
+    }
     scores = {
         method: dict(zip(names, si_sdr(estimate, reference).tolist(), strict=True))
         for method, estimate in estimates.items()
@@ -114,7 +130,7 @@ def run_demo(
         "standard deviation": draws,
     }
     picture = out / "demo.png"
-    plot_spectrograms(rows, rate, picture, title="The Easton Ellises - Falcon 69, by Gaussian priors and MALA chains")
+    plot_spectrograms(rows, rate, picture, title="The Easton Ellises - Falcon 69, by chains from a guide")
     residual = (mix - chains.sum(0)).square().mean() / mix.square().mean()
     return {
         "scores": scores,

@@ -8,6 +8,7 @@ from pyrosep.cli.evaluating import evaluate
 from pyrosep.cli.experimenting import (
     constant_inputs_command,
     cross_likelihood_command,
+    flows_command,
     guides_command,
     music_command,
     noised_likelihood_command,
@@ -42,6 +43,7 @@ for command in (demo, separate, evaluate, models, diagnose):
 app.command("train-guide")(train_guide_command)
 experiment_app.command("samplers")(samplers_command)
 experiment_app.command("guides")(guides_command)
+experiment_app.command("flows")(flows_command)
 experiment_app.command("music")(music_command)
 experiment_app.command("cross-likelihood")(cross_likelihood_command)
 experiment_app.command("noised-likelihood")(noised_likelihood_command)

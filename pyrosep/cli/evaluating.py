@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from pyrosep.cli.options import (
+    DEFAULT_MODEL,
     Chains,
     Coupling,
     Device,
@@ -37,7 +38,9 @@ from pyrosep.errors import DataError
 
 def evaluate(
     data: Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")],
-    model: Annotated[str | None, typer.Option("-n", "--model", help="Model [song-gaussian; toy for toy data].")] = None,
+    model: Annotated[
+        str | None, typer.Option("-n", "--model", help=f"Model [{DEFAULT_MODEL}; toy for toy data].")
+    ] = None,
     methods: Annotated[list[str] | None, typer.Option("--method", help="As in separate; may be given again.")] = None,
     guide: Guide = None,
     sources: Sources = None,
@@ -74,7 +77,7 @@ def evaluate(
         from pyrosep.priors import load_priors, model_info
         from pyrosep.separate import Settings
 
-        info = model_info(model or ("toy" if data == "toy" else "song-gaussian"))
+        info = model_info(model or ("toy" if data == "toy" else DEFAULT_MODEL))
         own_guide = chosen_guide(guide, info)
         settings = Settings(
             coupling=coupling,

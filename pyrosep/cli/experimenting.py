@@ -123,6 +123,47 @@ def guides_command(
         _report({"separation": separation, "coverage": coverage}, out, json_file, quiet)
 
 
+def flows_command(
+    out: Out,
+    priors: Priors = "toy-continuous",
+    guide: Annotated[str, typer.Option(help="Name or folder of a guide of the four waves.")] = "toy-guide",
+    sources: Annotated[str, typer.Option(help="Numbers of sources, 2 or 4, by commas.")] = "2,4",
+    arms: Annotated[list[str] | None, typer.Option("--arm", help="One of the arms; may be given again [all].")] = None,
+    mixes: Annotated[int, typer.Option(min=1, help="Mixes of four sources.")] = 32,
+    pair_mixes: Annotated[int, typer.Option(min=1, help="Mixes of each pair.")] = 64,
+    chains: Annotated[int, typer.Option(min=1, help="Chains for each mix.")] = 8,
+    frame: Annotated[int, typer.Option(min=16, help="Samples in a mix.")] = 2048,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Toy mixes of two and of four sources under learned flows, and what redraws, chains and a guide add."""
+    with reported():
+        from pyrosep.experiments.flows import ARMS
+        from pyrosep.experiments.flows import flows as study
+
+        chosen_device(device)  # the study runs on the CPU everywhere, in processes of its own
+        bar, update = track_progress("flows", quiet)
+        with bar:
+            table = study(
+                out,
+                priors=priors,
+                guide=guide,
+                sources=_numbers(sources, "--sources", int),
+                arms=arms or tuple(ARMS),
+                mixes=mixes,
+                pair_mixes=pair_mixes,
+                chains=chains,
+                frame=frame,
+                seed=seed,
+                workers=workers,
+                progress=update,
+            )
+        _report({"flows": table}, out, json_file, quiet)
+
+
 def music_command(
     out: Out,
     data: Annotated[str, typer.Option("--data", help="Songs to separate: a folder ROOT/SONG/STEM.wav.")],

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pyrosep.guides import GuideInfo
     from pyrosep.priors import ModelInfo
 
+#: What songs are separated by where no model is named.
+DEFAULT_MODEL = "music-small"
+
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all that is random.")]
 Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]

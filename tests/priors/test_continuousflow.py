@@ -361,3 +361,58 @@ def test_what_cannot_be_stacked():
         StackedFlows([random_flow(), ContinuousFlow(Denoiser(TINY, POWER[:5]), TIME)])
     with pytest.raises(ShapeError, match=r"expected \(\.\.\., 2 sources, 24 samples\); got \(3, 24\)"):
         StackedFlows([random_flow(), random_flow()]).denoise(torch.zeros(3, TIME))
+
+
+# --- mixed precision and compilation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.5, 5.0])
+def test_in_mixed_precision_it_is_nearly_the_same(sigma):
+    flow, x = random_flow().at(sigma), torch.randn(6, TIME)
+    half = flow.with_autocast()
+    for name in ("denoise", "score"):
+        full, mixed = getattr(flow, name)(x), getattr(half, name)(x)
+        assert mixed.dtype == full.dtype
+        scale = (full - x).abs().max() if name == "denoise" else full.abs().max()
+        assert 0 < float((mixed - full).abs().max()) < 0.03 * float(scale)  # of 8 bits, over a few layers
+    torch.testing.assert_close(half.with_autocast(None).denoise(x), flow.denoise(x), rtol=0, atol=0)
+    assert flow.autocast is None, "it is another prior"
+
+
+def test_densities_and_draws_are_in_full_precision():
+    flow, x = random_flow().at(0.5), torch.randn(2, TIME)
+    half = flow.with_autocast()
+    torch.testing.assert_close(half.log_density(x).value, flow.log_density(x).value, rtol=0, atol=0)
+
+
+def test_copies_stay_in_mixed_precision():
+    half = random_flow().with_autocast().at(0.3).frame(40)
+    assert half.autocast is torch.bfloat16
+
+
+def test_compiled_it_is_the_same():
+    flow, x = random_flow(), torch.randn(3, TIME)
+    seen = []
+
+    def backend(module, inputs):
+        seen.append(module)
+        return module.forward
+
+    fast = flow.compiled(backend=backend)
+    for sigma in (0.1, 2.0):
+        torch.testing.assert_close(fast.at(sigma).denoise(x), flow.at(sigma).denoise(x))
+        torch.testing.assert_close(fast.at(sigma).score(x), flow.at(sigma).score(x))
+    assert seen, "the compiler was asked"
+    assert "forward" not in vars(flow.network), "the prior itself is as it was"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"mode": "reduce-overhead"}], ids=["compiled", "graphs"])
+def test_compiled_on_a_gpu(options):
+    flow, x = random_flow(), torch.randn(3, TIME)
+    device = ContinuousFlow(shaken().cuda(), TIME, sigma_min=0.01, sigma_max=TOP)
+    fast = device.compiled(**options)
+    for sigma in (0.1, 2.0):
+        expected = flow.at(sigma).denoise(x)
+        for _ in range(3):  # graphs are recorded on the way
+            torch.testing.assert_close(fast.at(sigma).denoise(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,228 @@
+"""How well toy mixes of two and of four sources are separated under learned flows, and what each part adds."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyrosep.data.toy import WAVES, ToyMixes
+from pyrosep.errors import ConfigurationError
+from pyrosep.evaluate import si_sdr
+from pyrosep.experiments.report import picture, write_tables
+from pyrosep.experiments.samplers import THRESHOLDS, wilson_interval
+from pyrosep.experiments.workers import mapped
+from pyrosep.guides import load_guide
+from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
+from pyrosep.infer.initial import initial_levels, initial_values
+from pyrosep.mixing import mean_mix, unknown_gains_mix
+from pyrosep.priors import SourcePrior, load_priors
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["ARMS", "flows"]
+
+#: What is told :class:`~pyrosep.AnnealedSGLD` beyond its defaults, and how many levels its ladder has (``None``: its
+#: own). ``"guide"`` arms start from a guide's draws; ``"gains"`` has LogNormal gains to find, too.
+ARMS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "one descent": ({"redraws": 0}, None),
+    "longer ladder": ({"redraws": 0}, 60),
+    "block redraws": ({"exchanges": 0.0}, None),
+    "defaults": ({}, None),
+    "more redraws": ({"redraws": 72}, None),
+    "guide, one descent": ({"redraws": 0}, None),
+    "guide, defaults": ({}, None),
+    "unknown gains": ({}, None),
+}
+#: Arms of mixes of two sources.
+TWO = ("one descent", "defaults", "unknown gains")
+#: Rows, chains of mixes, in one task.
+_ROWS = 32
+
+
+@dataclass(frozen=True)
+class _Task:
+    waves: tuple[str, ...]
+    arm: str
+    priors: str
+    guide: str
+    frame: int
+    mixes: tuple[int, ...]
+    chains: int
+    seed: int
+
+
+def flows(
+    out: str | os.PathLike[str],
+    *,
+    priors: str = "toy-continuous",
+    guide: str = "toy-guide",
+    sources: Sequence[int] = (2, 4),
+    arms: Sequence[str] = tuple(ARMS),
+    mixes: int = 32,
+    pair_mixes: int = 64,
+    chains: int = 8,
+    frame: int = 2048,
+    seed: int = 0,
+    workers: int = 2,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> pandas.DataFrame:
+    """SI-SDR of the sources of toy mixes by chains under learned priors, for every pair of waves and for all four.
+
+    Mixes are the first of :class:`~pyrosep.data.toy.ToyMixes`, means of their sources; the model is
+    :func:`~pyrosep.mixing.mean_mix` with noise 0.01 (in the arm ``"unknown gains"``
+    :func:`~pyrosep.mixing.unknown_gains_mix`, where gains are to be found too). The estimate is the state at the end of
+    the search of :class:`~pyrosep.AnnealedSGLD`: of one chain, or of that with the least residual among the first few.
+    A *call* is one evaluation of one source's prior for one chain.
+
+    Writes ``flows.csv``, ``flows.md`` and ``flows.png`` into ``out``.
+
+    Arguments:
+        out: a folder.
+        priors: a model of the four waves.
+        guide: for the arms that start from one; of all four.
+        sources: 2 (all six pairs of waves), 4, or both.
+        arms: of :data:`ARMS`; of two sources those in :data:`TWO`.
+        mixes: of four sources.
+        pair_mixes: of each pair.
+        chains: for each mix.
+        frame: samples.
+        seed: of mixes and chains.
+        workers: processes.
+        progress: called with tasks done and to do.
+
+    Returns:
+        a row for each set of waves (and one for all pairs together), arm and number of chains 1, 2, 4, ... of which the
+        best is taken: median SI-SDR, shares above 10 and 20 dB with Wilson intervals of as many trials as sources,
+        the residual's median relative to the noise, calls for each source and chain, CPU seconds for a mix and chain.
+    """
+    import pandas
+
+    if unknown := sorted(set(arms) - set(ARMS)):
+        raise ConfigurationError(f"expected arms of {tuple(ARMS)}; got {unknown}")
+    if bad := [number for number in sources if number not in (2, 4)]:
+        raise ConfigurationError(f"expected 2 or 4 sources; got {bad}")
+    tasks: list[_Task] = []
+    for number in sorted(sources, reverse=True):
+        sets = [WAVES] if number == 4 else list(itertools.combinations(WAVES, 2))
+        count = mixes if number == 4 else pair_mixes
+        parts = np.array_split(np.arange(count), max(1, -(-count * chains // _ROWS)))
+        for waves in sets:
+            for arm in arms if number == 4 else [arm for arm in arms if arm in TWO]:
+                for part in parts:
+                    shared = tuple(int(index) for index in part)
+                    tasks.append(_Task(waves, arm, priors, guide, frame, shared, chains, seed))
+    found: dict[_Task, dict[str, Any]] = {}
+    for done, (task, result) in enumerate(mapped(_run, tasks, workers)):
+        found[task] = result
+        progress(done + 1, len(tasks))
+    groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for task in tasks:
+        names = [" + ".join(task.waves)] + (["all pairs"] if len(task.waves) == 2 else [])
+        for name in names:
+            groups.setdefault((len(task.waves), name, task.arm), []).append(found[task])
+    rows = [row for key, parts in groups.items() for row in _rows(*key, parts)]
+    order = {arm: place for place, arm in enumerate(ARMS)}
+    table = pandas.DataFrame(rows).sort_values(
+        ["sources", "waves", "arm", "best_of"], key=lambda column: column.map(order) if column.name == "arm" else column
+    )
+    table = table.reset_index(drop=True)
+    write_tables(out, "flows", f"Toy mixes under the priors of {Path(priors).name}", {"flows": table})
+    _draw(table, Path(out) / "flows.png")
+    return table
+
+
+def _rows(number: int, waves: str, arm: str, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    scores = np.concatenate([part["si_sdr"] for part in parts])  # (mix, chain, source)
+    residual = np.concatenate([part["residual"] for part in parts])  # (mix, chain)
+    calls = float(np.concatenate([part["calls"] for part in parts]).mean()) / number
+    mixes, chains = residual.shape
+    rows, of = [], 1
+    while of <= chains:
+        best = residual[:, :of].argmin(1)
+        values = np.take_along_axis(scores, best[:, None, None], 1)[:, 0]
+        row = {"sources": number, "waves": waves, "arm": arm, "best_of": of, "mixes": mixes}
+        row |= {"median_db": float(np.median(values)), "mean_db": float(values.mean())}
+        for threshold in THRESHOLDS:
+            share = float((values > threshold).mean())
+            low, high = wilson_interval(share, values.size)
+            row |= {f"above_{threshold:g}": share, f"low_{threshold:g}": low, f"high_{threshold:g}": high}
+        row |= {
+            "residual": float(np.median(np.take_along_axis(residual, best[:, None], 1))),
+            "calls": round(calls, 1),
+            "seconds": sum(part["seconds"] for part in parts) / (mixes * chains),
+        }
+        rows.append(row)
+        of *= 2
+    return rows
+
+
+def _run(task: _Task) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    data = ToyMixes(task.waves, frame=task.frame, seed=task.seed)
+    items = [data[index] for index in task.mixes]
+    mix = torch.stack([item.mix for item in items]).repeat_interleave(task.chains, 0)
+    truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
+    priors = load_priors(task.priors, sources=list(task.waves), frame=task.frame)
+    options, levels = ARMS[task.arm]
+    ladder = None if levels is None else noise_ladder(priors, levels)
+    init = load_guide(task.guide) if task.arm.startswith("guide") else "prior"
+    pyro.set_rng_seed(task.seed + 1000 * task.mixes[0])
+    model = _model(task.arm, priors)
+    kernel = AnnealedSGLD(model, ladder, **options)
+    start = time.process_time()
+    potential = Potential(model, (mix,), num_chains=len(mix))
+    z = initial_values(potential, init)
+    z = kernel.search(potential, z, lambda done, total: None, initial_levels(potential, init))
+    seconds = time.process_time() - start
+    with torch.no_grad():
+        values = potential.constrain(z)
+        found, residual = _sources(task, values, potential)
+    shape = (len(items), task.chains)
+    scores = si_sdr(found.reshape(-1, 1, task.frame), truth.reshape(-1, 1, task.frame))
+    return {
+        "si_sdr": scores.reshape(*shape, len(task.waves)).numpy(),
+        "residual": residual.reshape(shape).numpy(),
+        "calls": kernel.search_calls.reshape(shape).numpy(),
+        "seconds": seconds,
+    }
+
+
+def _model(arm: str, priors: dict[str, SourcePrior]) -> Callable[..., Any]:
+    if arm != "unknown gains":
+        return mean_mix(priors)
+    unknown = unknown_gains_mix(priors)
+    # The same mixes, as loud as sums are: gains are 1 each, and nobody says so.
+    return lambda mix=None: unknown(None if mix is None else mix * len(priors))
+
+
+def _sources(task: _Task, values: dict[str, Tensor], potential: Potential) -> tuple[Tensor, Tensor]:
+    """Sources ``(row, source, time)``, and what they leave of the mix, rms relative to the noise, ``(row,)``."""
+    found = torch.stack([values[wave] for wave in task.waves], 1)
+    site = potential.run(values).nodes["mix"]
+    normal = site["fn"].base_dist
+    return found, ((site["value"] - normal.loc) / normal.scale).square().mean(-1).sqrt()
+
+
+def _draw(table: pandas.DataFrame, path: Path) -> None:
+    panels = [(number, group) for number, group in table[table.waves != "all pairs"].groupby("sources")]
+    with picture(path, 1, len(panels), figsize=(8 * len(panels), 5), sharey=True) as (figure, axes):
+        for axis, (number, group) in zip(axes[0], panels, strict=True):
+            for (waves, arm), own in group.groupby(["waves", "arm"], sort=False):
+                label = arm if number == 4 else f"{waves}, {arm}"
+                axis.plot(own.best_of, own.above_10, marker="o", label=label)
+            axis.set(xscale="log", xlabel="chains, the one of least residual taken", title=f"{number} sources")
+            axis.set_xticks(sorted(group.best_of.unique()), sorted(group.best_of.unique()))
+            axis.legend(fontsize=7)
+        axes[0, 0].set_ylabel("share of sources above 10 dB")
+        figure.tight_layout()
