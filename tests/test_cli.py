@@ -203,6 +203,27 @@ def test_separate_a_file_an_mp3_of_it_and_a_folder_of_both(tmp_path, model):
     assert sums_to(tmp_path / "folder" / "tiny" / "song.mp3", decoded)
 
 
+@pytest.mark.slow
+def test_a_song_with_no_flag_at_all(tmp_path, monkeypatch):
+    """By the model for songs and its guide, at the song's own rate, length and channels."""
+    monkeypatch.chdir(tmp_path)
+    mix = noise(2, 1.3, 44_100)
+    encode_mp3(tmp_path / "song.mp3", mix, 44_100)
+    done("separate", "song.mp3")
+    folder, decoded = tmp_path / "separated" / "music-small" / "song", audio.read(tmp_path / "song.mp3").samples
+    assert sorted(path.name for path in folder.glob("*.std.wav")) == [
+        f"{name}.std.wav" for name in ("bass", "drums", "other", "vocals")
+    ]
+    for path in folder.glob("*.wav"):
+        written = audio.read(path)
+        assert written.sample_rate == 44_100
+        assert written.samples.shape == decoded.shape
+    assert sums_to(folder, decoded, ("bass", "drums", "vocals", "other"))
+    report = json.loads((folder / "run.json").read_text())
+    assert report["settings"]["method"] == "guide+langevin"
+    assert report["guide"] == "music-guide"
+
+
 def test_separate_with_denoisers_that_filter(song, tmp_path):
     """As it comes: one draw of each chain, at the end of a search with the local coupling, stereo too."""
     size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
@@ -443,7 +464,7 @@ def test_the_trace_of_an_unexpected_error_on_request(song, model, tmp_path, monk
 def test_unknown_model(song, tmp_path):
     for command in (("separate", song), ("evaluate", "--data", "toy"), ("evaluate", "--data", song.parent)):
         line = failed(*command, "-n", "nonesuch")
-        assert "no model 'nonesuch': expected one that ships (band-gaussian, band-small, song-gaussian, toy," in line
+        assert "no model 'nonesuch': expected one that ships (band-gaussian, band-small, music-small," in line
 
 
 def broken(folder, kind):
@@ -746,7 +767,15 @@ def test_train_with_bad_input(options, words, stems, tmp_path):
 def test_models(tmp_path):
     text = done("models", "--json", tmp_path / "figures.json", "--seed", 1, "-d", "cpu").stdout
     found = json.loads((tmp_path / "figures.json").read_text())
-    assert [one["name"] for one in found] == ["band-gaussian", "band-small", "song-gaussian", "toy", "toy-flowavenet"]
+    assert [one["name"] for one in found] == [
+        "band-gaussian",
+        "band-small",
+        "music-small",
+        "song-gaussian",
+        "toy",
+        "toy-continuous",
+        "toy-flowavenet",
+    ]
     for one in found:
         assert one["name"] in text
         assert str(one["sample_rate"]) in text

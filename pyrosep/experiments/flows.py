@@ -25,7 +25,7 @@ from pyrosep.guides import load_guide
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_levels, initial_values
 from pyrosep.mixing import mean_mix, unknown_gains_mix
-from pyrosep.priors import SourcePrior, load_priors
+from pyrosep.priors import ContinuousFlow, SourcePrior, load_priors
 
 if TYPE_CHECKING:
     import pandas
@@ -40,14 +40,15 @@ ARMS: dict[str, tuple[dict[str, Any], int | None]] = {
     "block redraws": ({"exchanges": 0.0}, None),
     "defaults": ({}, None),
     "more redraws": ({"redraws": 72}, None),
+    "half the reverse steps": ({"reverse_steps": 4}, None),
     "guide, one descent": ({"redraws": 0}, None),
     "guide, defaults": ({}, None),
     "unknown gains": ({}, None),
 }
 #: Arms of mixes of two sources.
 TWO = ("one descent", "defaults", "unknown gains")
-#: Rows, chains of mixes, in one task.
-_ROWS = 32
+#: Rows, chains of mixes, in one task: many, for the last that are not settled are few.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class _Task:
     frame: int
     mixes: tuple[int, ...]
     chains: int
+    precision: str
     seed: int
 
 
@@ -73,6 +75,7 @@ def flows(
     pair_mixes: int = 64,
     chains: int = 8,
     frame: int = 2048,
+    precision: str = "32-true",
     seed: int = 0,
     workers: int = 2,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -97,6 +100,7 @@ def flows(
         pair_mixes: of each pair.
         chains: for each mix.
         frame: samples.
+        precision: ``"32-true"``, or ``"bf16-mixed"``: see :meth:`~pyrosep.ContinuousFlow.with_autocast`.
         seed: of mixes and chains.
         workers: processes.
         progress: called with tasks done and to do.
@@ -112,6 +116,8 @@ def flows(
         raise ConfigurationError(f"expected arms of {tuple(ARMS)}; got {unknown}")
     if bad := [number for number in sources if number not in (2, 4)]:
         raise ConfigurationError(f"expected 2 or 4 sources; got {bad}")
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConfigurationError(f"precision must be '32-true' or 'bf16-mixed'; got {precision!r}")
     tasks: list[_Task] = []
     for number in sorted(sources, reverse=True):
         sets = [WAVES] if number == 4 else list(itertools.combinations(WAVES, 2))
@@ -121,7 +127,7 @@ def flows(
             for arm in arms if number == 4 else [arm for arm in arms if arm in TWO]:
                 for part in parts:
                     shared = tuple(int(index) for index in part)
-                    tasks.append(_Task(waves, arm, priors, guide, frame, shared, chains, seed))
+                    tasks.append(_Task(waves, arm, priors, guide, frame, shared, chains, precision, seed))
     found: dict[_Task, dict[str, Any]] = {}
     for done, (task, result) in enumerate(mapped(_run, tasks, workers)):
         found[task] = result
@@ -174,6 +180,11 @@ def _run(task: _Task) -> dict[str, Any]:
     mix = torch.stack([item.mix for item in items]).repeat_interleave(task.chains, 0)
     truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
     priors = load_priors(task.priors, sources=list(task.waves), frame=task.frame)
+    if task.precision == "bf16-mixed":
+        priors = {
+            name: prior.with_autocast() if isinstance(prior, ContinuousFlow) else prior
+            for name, prior in priors.items()
+        }
     options, levels = ARMS[task.arm]
     ladder = None if levels is None else noise_ladder(priors, levels)
     init = load_guide(task.guide) if task.arm.startswith("guide") else "prior"

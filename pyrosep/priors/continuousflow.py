@@ -150,9 +150,9 @@ class ContinuousFlow(SourcePrior):
         """The same prior, its network evaluated in mixed precision (``torch.autocast``).
 
         Convolutions and products of matrices are then computed in half precision; the first and last layers, Fourier
-        transforms, and all that is outside the network, are not. In bfloat16 the denoised frame is off, at any noise
-        level and for every prior that ships, by at most a third of what the denoiser is off by itself, so that its
-        error grows by less than 6 %. A density, which sums over the whole way, is always computed in full.
+        transforms, and all that is outside the network, are not. In bfloat16 the priors that ship, on held-out frames,
+        denoise with an error larger by at most 3 % at noise levels from 0.1 up, and 12 % below. Densities and
+        draws from the prior, which sum over many levels, are always computed in full.
 
         Arguments:
             dtype: a half precision, or ``None`` for the network's own.

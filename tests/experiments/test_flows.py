@@ -81,10 +81,27 @@ def test_gains_that_are_to_be_found_and_starts_from_a_guide(tmp_path, short):
     assert table.median_db.notna().all()
 
 
+def test_learned_priors_in_mixed_precision(tmp_path, short):
+    table = flows(
+        tmp_path,
+        arms=("one descent",),
+        sources=(2,),
+        pair_mixes=1,
+        chains=1,
+        frame=128,
+        precision="bf16-mixed",
+        workers=1,
+    )
+    assert len(table) == 7
+    assert table.median_db.notna().all()
+
+
 def test_what_it_can_not_do(tmp_path):
     with pytest.raises(ConfigurationError, match=r"expected arms of .*; got \['magic'\]"):
         flows(tmp_path, arms=("defaults", "magic"))
     with pytest.raises(ConfigurationError, match=r"expected 2 or 4 sources; got \[3\]"):
         flows(tmp_path, sources=(3,))
+    with pytest.raises(ConfigurationError, match=r"precision must be .*; got '16'"):
+        flows(tmp_path, precision="16")
     assert set(TWO) <= set(ARMS)
     assert not list(tmp_path.iterdir())
