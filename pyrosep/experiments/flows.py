@@ -229,11 +229,19 @@ def _draw(table: pandas.DataFrame, path: Path) -> None:
     panels = [(number, group) for number, group in table[table.waves != "all pairs"].groupby("sources")]
     with picture(path, 1, len(panels), figsize=(8 * len(panels), 5), sharey=True) as (figure, axes):
         for axis, (number, group) in zip(axes[0], panels, strict=True):
-            for (waves, arm), own in group.groupby(["waves", "arm"], sort=False):
-                label = arm if number == 4 else f"{waves}, {arm}"
-                axis.plot(own.best_of, own.above_10, marker="o", label=label)
-            axis.set(xscale="log", xlabel="chains, the one of least residual taken", title=f"{number} sources")
-            axis.set_xticks(sorted(group.best_of.unique()), sorted(group.best_of.unique()))
-            axis.legend(fontsize=7)
+            # Of pairs one arm is enough for a picture.
+            shown = group[group.arm == ("defaults" if "defaults" in set(group.arm) else group.arm.iloc[0])]
+            for (waves, arm), own in (group if number == 4 else shown).groupby(["waves", "arm"], sort=False):
+                axis.plot(own.best_of, own.above_10, marker="o", label=arm if number == 4 else waves)
+            counts = sorted(group.best_of.unique())
+            axis.set(
+                xscale="log",
+                xlabel="chains, the one of least residual taken",
+                title=f"{number} sources",
+                ylim=(0, 1.03),
+            )
+            axis.set_xticks(counts, counts)
+            axis.minorticks_off()
+            axis.legend(fontsize=8, loc="lower right")
         axes[0, 0].set_ylabel("share of sources above 10 dB")
         figure.tight_layout()

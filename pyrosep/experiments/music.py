@@ -182,10 +182,11 @@ def _trust(found: Separation, reference: Reference) -> list[dict[str, Any]]:
         windows = [
             part[: len(part) // size * size].unflatten(0, (-1, size)).square().mean(-1) for part in (error, deviation)
         ]
+        varied = all(float(part.min()) < float(part.max()) for part in windows)
         rows.append(
             {
                 "source": name,
-                "spearman": float(spearmanr(*windows).statistic) if float(windows[1].std()) > 0 else math.nan,
+                "spearman": float(spearmanr(*windows).statistic) if varied else math.nan,
                 "coverage": float((error.abs() <= _NINETY * deviation).double().mean()),
             }
         )
