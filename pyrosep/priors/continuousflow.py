@@ -169,9 +169,15 @@ class ContinuousFlow(SourcePrior):
         Arguments:
             options: of ``torch.compile``; on a GPU ``mode="reduce-overhead"`` replays CUDA graphs.
         """
-        new = copy.copy(self)
-        new.network = copy.copy(self.network)
-        new.network.forward = torch.compile(self.network.forward, **options)  # type: ignore[method-assign]
+        new, network, net = copy.copy(self), copy.copy(self.network), copy.copy(self.network.net)
+        run = torch.compile(self.network.net.forward, **options)
+
+        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return tuple(output.clone() for output in run(*inputs))  # the next replay of a graph overwrites its outputs
+
+        net.forward = forward
+        network._modules = network._modules | {"net": net}
+        new.network = network
         return new
 
     def _casting(self) -> torch.autocast:

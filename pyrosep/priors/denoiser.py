@@ -75,6 +75,9 @@ class Preconditioned(nn.Module):
             mean over the band is :math:`v`.
     """
 
+    #: What F, or what it is made from, is read off the signal by.
+    net: nn.Module
+
     def __init__(self, size: DenoiserSize | BandSize, spectrum: Tensor) -> None:
         super().__init__()
         self.size = size

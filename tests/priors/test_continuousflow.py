@@ -9,7 +9,7 @@ from pyrosep import ContinuousFlow, GaussianPrior, load_priors, save_priors
 from pyrosep.errors import CheckpointError, ConfigurationError, ShapeError
 from pyrosep.infer import Potential
 from pyrosep.mixing import linear_mix
-from pyrosep.priors import DENOISERS, Denoiser, DenoiserSize
+from pyrosep.priors import DENOISERS, BandDenoiser, BandSize, Denoiser, DenoiserSize
 from pyrosep.priors.stacked import StackedFlows
 
 TIME, TOP = 24, 20.0
@@ -390,9 +390,17 @@ def test_copies_stay_in_mixed_precision():
     assert half.autocast is torch.bfloat16
 
 
-def test_compiled_it_is_the_same():
-    flow, x = random_flow(), torch.randn(3, TIME)
-    seen = []
+@pytest.mark.parametrize("kind", ["waveform", "bands"])
+def test_compiled_it_is_the_same(kind):
+    if kind == "waveform":
+        flow, names = random_flow(), ("denoise", "score")
+    else:
+        size = BandSize(window=8, bands=2, width=4, neck=4, layers=1, features=4)
+        network = BandDenoiser(size, POWER).requires_grad_(False)
+        for parameter in network.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+        flow, names = ContinuousFlow(network, TIME, sigma_min=0.01, sigma_max=TOP), ("denoise", "score", "filtered")
+    x, before, seen = torch.randn(3, TIME), flow.network.net, []
 
     def backend(module, inputs):
         seen.append(module)
@@ -400,10 +408,12 @@ def test_compiled_it_is_the_same():
 
     fast = flow.compiled(backend=backend)
     for sigma in (0.1, 2.0):
-        torch.testing.assert_close(fast.at(sigma).denoise(x), flow.at(sigma).denoise(x))
-        torch.testing.assert_close(fast.at(sigma).score(x), flow.at(sigma).score(x))
+        for name in names:
+            torch.testing.assert_close(getattr(fast.at(sigma), name)(x), getattr(flow.at(sigma), name)(x))
     assert seen, "the compiler was asked"
-    assert "forward" not in vars(flow.network), "the prior itself is as it was"
+    assert flow.network.net is before, "the prior itself is as it was"
+    assert "forward" not in vars(before)
+    assert fast.sample((2,)).shape == (2, TIME)
 
 
 @pytest.mark.gpu
@@ -416,3 +426,4 @@ def test_compiled_on_a_gpu(options):
         expected = flow.at(sigma).denoise(x)
         for _ in range(3):  # graphs are recorded on the way
             torch.testing.assert_close(fast.at(sigma).denoise(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+    assert bool(fast.sample((2,)).isfinite().all())
