@@ -818,17 +818,15 @@ def short_song(monkeypatch):
 @said
 def test_demo(tmp_path, short_song):
     figures = tmp_path / "figures.json"
-    options = ("--chains", 2, "--draws", 8, "--warmup", 8, "--seed", 1, "-d", "cpu", "--json", figures)
+    options = ("--chains", 2, "--seed", 1, "-d", "cpu", "--json", figures)
     text = done("demo", "-o", tmp_path / "demo", *options).stdout
-    for words in ("mix as estimate", "exact posterior mean", "Langevin chains", "R-hat", "ESS", "sum to the mix"):
+    estimates = ("mix as estimate", "Gaussian priors", "guide", "chains from the guide")
+    for words in (*estimates, "2 chains", "sum to the mix"):
         assert words in text
     assert str(tmp_path / "demo" / "demo.png") in text
     report = json.loads(figures.read_text())
-    assert set(report["scores"]) == {"mix as estimate", "exact posterior mean", "Langevin chains"}
+    assert tuple(report["scores"]) == estimates
     assert report["total_seconds"] > 0
-    again = run("demo", "-o", tmp_path / "demo", *options[:2], "--draws", 3, "--warmup", 8)
-    assert again.exit_code == 0, "too few draws for R-hat are said to be so, and no error"
-    assert "at least 4 draws" in again.stdout
     assert done("demo", "-o", tmp_path / "demo", *options, "--quiet").output == ""
 
 
