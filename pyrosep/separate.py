@@ -137,7 +137,8 @@ class Separation:
     Attributes:
         names: of the sources.
         mean: posterior mean of each source as it is in the mix, ``(source, channel, time)``; they sum to the mix.
-        stddev: posterior standard deviation of each sample, the same shape.
+        stddev: posterior standard deviation of each sample, the same shape. Of chains from a guide with coupling
+            ``"local"``, whose spread is far too small for one, in quadrature with the guide's own deviation.
         draws: posterior draws, ``(draw, source, channel, time)``, as many as ``Settings.keep``; each sums to the mix.
         gains: of the sources in the mix, ``(source,)``.
         summaries: of every draw, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; empty for the
@@ -368,16 +369,22 @@ class Separator:
         return found, (posterior.stddev.cpu()[:, None, None] * scale).expand(found.shape[1:])
 
     def _guided(self, mix: Tensor) -> tuple[Tensor, Tensor]:
-        start = _Start(self.guide, self.gains)
-        scale = self.gains[:, None, None]
+        mean, deviation = self._guide_moments(mix)
+        if not self.settings.keep:
+            return mean.unsqueeze(0), deviation
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.settings.seed + self._guided_batches)
             self._guided_batches += 1
-            mean, deviation = start.moments(mix)
-            drawn = start(mix.expand(self.settings.keep, *mix.shape)) if self.settings.keep else {}
-        draws = torch.stack([drawn[name] for name in self.names], 3) if drawn else mean.new_zeros(0, *mean.shape)
-        found = torch.cat([mean.unsqueeze(0), draws]).transpose(2, 3).cpu() * scale
-        return found, deviation.transpose(1, 2).cpu() * scale.abs()
+            drawn = _Start(self.guide, self.gains)(mix.expand(self.settings.keep, *mix.shape))
+        draws = torch.stack([drawn[name] for name in self.names], 2).cpu() * self.gains[:, None, None]
+        return torch.cat([mean.unsqueeze(0), draws]), deviation
+
+    def _guide_moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the sources as they are in the mix, ``(window, source, channel, frame)``."""
+        scale = self.gains[:, None, None]
+        with torch.no_grad():
+            mean, deviation = _Start(self.guide, self.gains).moments(mix)
+        return mean.transpose(1, 2).cpu() * scale, deviation.transpose(1, 2).cpu() * scale.abs()
 
     def _sampled(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         chains, draws = self.settings.chains, self.draws
@@ -412,13 +419,16 @@ class Separator:
         weight = weight.repeat_interleave(draws, 0) / draws  # (chain * draw, window, channel)
         wide = weight[:, :, None, :, None].to(by_draw)
         mean = (wide * by_draw).sum(0)
-        spread = (wide * (by_draw - mean).square()).sum(0).sqrt()
+        variance = (wide * (by_draw - mean).square()).sum(0)
+        if self.guide is not None and self.coupling == "local":
+            # Such a search stays near where it starts: what it can't find out, all of its chains get wrong alike.
+            variance = variance + self._guide_moments(mix)[1].square()
         # The kept draws are as many from each chain as its weight asks for, window by window.
         place = (torch.arange(self.settings.keep, dtype=torch.float64) + 0.5) / max(1, self.settings.keep)
         running = weight.cumsum(0).permute(1, 2, 0).contiguous()
         index = torch.searchsorted(running, place.expand(count, channels, -1).contiguous()).clamp(max=len(weight) - 1)
         index = index.permute(2, 0, 1)[:, :, None, :, None].expand(-1, -1, len(self.names), -1, frame)
-        return torch.cat([mean.unsqueeze(0), by_draw.gather(0, index)]), spread
+        return torch.cat([mean.unsqueeze(0), by_draw.gather(0, index)]), variance.sqrt()
 
     @property
     def searches(self) -> bool:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosep import EncoderGuide, GaussianPrior, OscillatorPrior
+from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.guides import UNetSize
+from pyrosep.priors import BandDenoiser, BandSize
 from pyrosep.separate import Separator, Settings, separate
 from pyrosep.windows import windows_of
 
@@ -567,6 +568,27 @@ def test_a_guide_that_is_there_starts_the_chains(monkeypatch):
     assert db(found.mean - expected.mean, expected.mean) < -15
     separate(mix, RATE, white_priors(), replace(settings, method="langevin"), guide=guide)
     assert len(starts) == 1
+
+
+def test_deviations_of_chains_that_stay_near_a_guide_hold_its_own():
+    """The spread of the chains, and what the guide says that none of them can find out."""
+    size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
+    priors = {
+        name: ContinuousFlow(BandDenoiser(size, torch.full((3,), level**2)), FRAME, sigma_min=0.01, sample_rate=RATE)
+        for name, level in LEVELS.items()
+    }
+    guide, mix = WhiteGuide(LEVELS, (1.0, 1.0)), noise(1, FRAME)
+    settings = Settings(gains=(1.0, 1.0), chains=4, keep=4, overlap=0.0)
+    assert settings.chosen_method(guided=True) == "guide+langevin"
+    found = separate(mix, RATE, priors, settings, guide=guide)
+    own = separate(mix, RATE, priors, replace(settings, method="guide"), guide=guide)
+    # All four chains are kept; draws are given what they leave of the mix, the noise, 60 dB below it.
+    close = {"rtol": 1e-3, "atol": 5 * 1e-3 * mix.std().item()}
+    spread = found.draws.std(0, correction=0)
+    torch.testing.assert_close(found.stddev, (spread.square() + own.stddev.square()).sqrt(), **close)
+    alone = separate(mix, RATE, priors, replace(settings, method="langevin"))
+    torch.testing.assert_close(alone.stddev, alone.draws.std(0, correction=0), **close)
+    assert own.stddev.mean() > 0.01
 
 
 @pytest.mark.parametrize(

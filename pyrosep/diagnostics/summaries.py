@@ -76,7 +76,7 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
 
     dataset = summary_dataset(idata)
     if dataset.sizes["draw"] < 4:
-        raise DataError(f"expected at least 4 draws a chain for R-hat and ESS; got {dataset.sizes['draw']}")
+        raise DataError(f"R-hat and ESS need at least 4 draws a chain; got {dataset.sizes['draw']}")
     table = arviz.summary(dataset, round_to="none", stat_focus="mean", hdi_prob=0.9)
     table = table[["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]]
     if dataset.sizes["chain"] > 1 and "sample_stats" in idata and "lp" in idata.sample_stats:

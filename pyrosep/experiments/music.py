@@ -23,9 +23,10 @@ from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
 from pyrosep.guides import guide_info, load_guide
 from pyrosep.guides.models import find_guide
+from pyrosep.infer.noising import common_transform
 from pyrosep.priors import load_priors, model_info
 from pyrosep.priors.frames import song_frames
-from pyrosep.separate import Separation, Settings, separate
+from pyrosep.separate import Settings, separate
 
 if TYPE_CHECKING:
     import pandas
@@ -98,7 +99,7 @@ def music(
         tables, written to ``out`` too: ``separation`` (by arm and source, in dB), ``cost`` (seconds of computing a
         second of audio, and peak memory of the process in GiB), ``trust`` (by arm and source: rank correlation of the
         deviations with the true errors, in windows of 50 ms, nothing where these are all the same, and the share of
-        samples in 90 % intervals).
+        samples in 90 % intervals; for chains from a guide with a draw from each also by the spread of those alone).
 
     Raises:
         ConfigurationError: an unknown arm, or models of other sources.
@@ -159,16 +160,21 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
     priors = load_priors(info.folder, sources=names)
     guide = load_guide(task.guide) if "guide" in task.arm and task.guide else None
     settings = replace(task.settings, method="exact" if exact else task.arm)
+    if task.arm == "guide+langevin" and common_transform(list(priors.values())) is not None and settings.draws is None:
+        settings = replace(settings, keep=settings.chains)  # all draws that there are
 
     def estimate(reference: Reference) -> Tensor:
         found = separate(reference.mix, reference.sample_rate, priors, settings, guide=guide, model_gains=info.gains)
-        trust.extend({"arm": task.arm, **row} for row in _trust(found, reference))
+        trust.extend({"arm": task.arm, **row} for row in _trust(found.mean, found.stddev, reference))
+        if settings.keep > 1:
+            rows = _trust(found.mean, found.draws.std(0), reference)
+            trust.extend({"arm": f"{task.arm}, spread of draws", **row} for row in rows)
         return found.mean
 
     return estimate
 
 
-def _trust(found: Separation, reference: Reference) -> list[dict[str, Any]]:
+def _trust(mean: Tensor, stddev: Tensor, reference: Reference) -> list[dict[str, Any]]:
     """Of each source that sounds: how its deviations rank its errors, and how many samples its intervals hold."""
     from scipy.stats import spearmanr
 
@@ -178,7 +184,7 @@ def _trust(found: Separation, reference: Reference) -> list[dict[str, Any]]:
     for k, name in enumerate(reference.sources):
         if not heard[k]:
             continue
-        error, deviation = (found.mean[k] - truth[k]).flatten(), found.stddev[k].flatten()
+        error, deviation = (mean[k] - truth[k]).flatten(), stddev[k].flatten()
         windows = [
             part[: len(part) // size * size].unflatten(0, (-1, size)).square().mean(-1) for part in (error, deviation)
         ]

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pyrosep import EncoderGuide, GaussianPrior, audio, save_priors
+from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, audio, save_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.music import music
 from pyrosep.guides import save_guide
-from pyrosep.priors import BandSize
+from pyrosep.priors import BandDenoiser, BandSize
 from pyrosep.separate import Settings
 
 RATE, FRAME = 8000, 4096
@@ -49,8 +49,25 @@ def test_it_scores_every_arm_by_the_same_code(place, tmp_path):
     assert bool((tables["cost"]["peak_gib"] > 0.05).all())
     trust = tables["trust"].set_index(["arm", "source"])
     assert trust.loc[("wiener", "low"), "coverage"] == pytest.approx(0.9, abs=0.03)
+    assert set(trust.index.get_level_values("arm")) == {"wiener", "langevin", "guide", "guide+langevin"}
     for name in ("separation.csv", "cost.csv", "trust.csv", "music.md", "music.png"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+def test_chains_that_stay_near_a_guide_are_trusted_with_it_and_without(place, tmp_path):
+    size = BandSize(window=64, bands=3, width=4, neck=4, layers=1, features=4)
+    priors = {
+        name: ContinuousFlow(BandDenoiser(size, 1e-3 * torch.tensor(own)), FRAME, sigma_min=1e-3, sample_rate=RATE)
+        for name, own in SPECTRA.items()
+    }
+    save_priors(tmp_path / "filters", priors)
+    songs, guide = str(place / "songs"), str(place / "model" / "guide")
+    arms = ("guide", "guide+langevin")
+    tables = music(tmp_path, songs, songs, model=str(tmp_path / "filters"), guide=guide, arms=arms, seconds=1.0)
+    coverage = tables["trust"].groupby("arm")["coverage"].mean()
+    alone = "guide+langevin, spread of draws"
+    assert list(coverage.index) == [*arms, alone]
+    assert coverage[alone] < coverage["guide+langevin"] - 0.05
 
 
 def test_what_it_can_not_do(place, tmp_path):
