@@ -34,6 +34,7 @@ from pyrosep.infer.ladder import check_ladder
 from pyrosep.infer.noising import common_transform
 from pyrosep.priors import GaussianPrior, SourcePrior
 from pyrosep.priors.base import full_sum
+from pyrosep.priors.continuousflow import in_precision
 from pyrosep.windows import cross_fade, windows_of
 
 __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
@@ -71,6 +72,8 @@ class Settings:
         overlap: share of a window that it has in common with the next, below or equal to a half.
         gains: ``"mean"``, ``"level"``, ``"fit"``, or one gain a source; ``None`` for the model's own way; see
             :class:`~pyrosep.priors.ModelInfo`.
+        precision: ``"32-true"`` or ``"bf16-mixed"``, of networks that can be evaluated in half precision; see
+            :meth:`~pyrosep.ContinuousFlow.with_autocast`.
         noise_db: level of the observation noise below the mix's, in dB.
         keep: draws of the sources to give beside their mean: spread evenly over all draws, chain after chain. Each is a
             draw within its windows, which are independent of each other, cross-faded.
@@ -87,6 +90,7 @@ class Settings:
     segment: float | None = None
     overlap: float = 0.25
     gains: str | Sequence[float] | None = None
+    precision: str = "32-true"
     noise_db: float = -60.0
     keep: int = 0
     seed: int = 0
@@ -115,6 +119,7 @@ class Settings:
             raise ConfigurationError(f"gains must be 'mean', 'level', 'fit' or numbers; got {self.gains!r}")
         if self.gains is not None and not isinstance(self.gains, str) and not all(map(math.isfinite, self.gains)):
             raise ConfigurationError(f"gains must be finite; got {self.gains}")
+        in_precision({}, self.precision)
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
 
@@ -249,7 +254,8 @@ class Separator:
         if min(self.window, self.frame) < 2:
             rate = min(sample_rate, self.model_rate)
             raise ConfigurationError(f"a segment of {segment} s has fewer than 2 samples at {rate} Hz")
-        self.priors = {name: prior.frame(self.frame) for name, prior in priors.items()}
+        framed = {name: prior.frame(self.frame) for name, prior in priors.items()}
+        self.priors = in_precision(framed, self.settings.precision)
         #: Where the chains run.
         self.device = first.sigma.device
         self._gains_kind = self.settings.gains if self.settings.gains is not None else model_gains

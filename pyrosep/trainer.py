@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
 from pyrosep.muon import Muon, is_matrix
 
-__all__ = ["SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings"]
+__all__ = ["PRECISIONS", "SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings"]
 
 SCHEDULES = ("cosine", "constant")
+#: What networks are evaluated in, by the names that Lightning has for it.
 PRECISIONS = ("32-true", "bf16-mixed")
 OPTIMIZERS = ("adamw", "muon")
 #: Beside Muon, what is not a matrix is trained by AdamW, at this part of the learning rate.

@@ -527,6 +527,16 @@ def white_priors():
     return {name: GaussianPrior(torch.full((2,), level**2), FRAME, sample_rate=RATE) for name, level in LEVELS.items()}
 
 
+def white_flows():
+    """Denoisers that filter, not trained: nearly those of the white priors."""
+    torch.manual_seed(0)
+    size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
+    return {
+        name: ContinuousFlow(BandDenoiser(size, torch.full((3,), level**2)), FRAME, sigma_min=0.01, sample_rate=RATE)
+        for name, level in LEVELS.items()
+    }
+
+
 @pytest.mark.parametrize("gains", [(1.0, 1.0), (0.5, 0.5), (2.0, 4.0)])
 @pytest.mark.parametrize("rate", [RATE, 44_100])
 def test_a_guide_that_is_exact_separates_exactly(gains, rate):
@@ -556,6 +566,15 @@ def test_draws_of_a_guide_have_its_mean_and_deviation():
     )
 
 
+def test_networks_are_evaluated_in_half_precision_where_that_is_asked_for():
+    priors = white_flows() | {"still": white_priors()["soft"]}
+    separator = Separator(priors, RATE, Settings(precision="bf16-mixed"))
+    assert [getattr(prior, "autocast", None) for prior in separator.priors.values()] == [torch.bfloat16] * 2 + [None]
+    assert all(getattr(prior, "autocast", None) is None for prior in priors.values())
+    with pytest.raises(ConfigurationError, match=r"precision must be one of \('32-true', 'bf16-mixed'\); got 'half'"):
+        Settings(precision="half")
+
+
 def test_a_guide_that_is_there_starts_the_chains(monkeypatch):
     """By default chains begin with its draws; they end where the exact posterior is."""
     guide, starts = WhiteGuide(LEVELS, (0.5, 0.5)), []
@@ -572,12 +591,7 @@ def test_a_guide_that_is_there_starts_the_chains(monkeypatch):
 
 def test_deviations_of_chains_that_stay_near_a_guide_hold_its_own():
     """The spread of the chains, and what the guide says that none of them can find out."""
-    size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
-    priors = {
-        name: ContinuousFlow(BandDenoiser(size, torch.full((3,), level**2)), FRAME, sigma_min=0.01, sample_rate=RATE)
-        for name, level in LEVELS.items()
-    }
-    guide, mix = WhiteGuide(LEVELS, (1.0, 1.0)), noise(1, FRAME)
+    guide, mix, priors = WhiteGuide(LEVELS, (1.0, 1.0)), noise(1, FRAME), white_flows()
     settings = Settings(gains=(1.0, 1.0), chains=4, keep=4, overlap=0.0)
     assert settings.chosen_method(guided=True) == "guide+langevin"
     found = separate(mix, RATE, priors, settings, guide=guide)

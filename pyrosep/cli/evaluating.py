@@ -18,6 +18,7 @@ from pyrosep.cli.options import (
     Json,
     Ladder,
     Overlap,
+    Precision,
     Quiet,
     Redraws,
     Seed,
@@ -59,6 +60,7 @@ def evaluate(
     segment: Segment = None,
     overlap: Overlap = 0.25,
     gains: Gains = None,
+    precision: Precision = "32-true",
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -89,6 +91,7 @@ def evaluate(
             segment=segment,
             overlap=overlap,
             gains=parsed_gains(gains) or info.gains,
+            precision=precision,
             seed=seed,
         )
         if data == "toy":

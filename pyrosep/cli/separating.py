@@ -22,6 +22,7 @@ from pyrosep.cli.options import (
     Model,
     Out,
     Overlap,
+    Precision,
     Quiet,
     Redraws,
     Seed,
@@ -151,6 +152,7 @@ def separate(
     segment: Segment = None,
     overlap: Overlap = 0.25,
     gains: Gains = None,
+    precision: Precision = "32-true",
     keep: Annotated[int, typer.Option(min=0, help="Posterior draws to write as {source}.drawN.wav.")] = 0,
     sources: Annotated[
         list[str] | None, typer.Option("--source", help="A source to write; may be given again [all].")
@@ -178,6 +180,7 @@ def separate(
             segment,
             overlap,
             parsed_gains(gains),
+            precision,
             keep=keep,
             seed=seed,
         )

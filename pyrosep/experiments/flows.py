@@ -25,7 +25,8 @@ from pyrosep.guides import load_guide
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_levels, initial_values
 from pyrosep.mixing import mean_mix, unknown_gains_mix
-from pyrosep.priors import ContinuousFlow, SourcePrior, load_priors
+from pyrosep.priors import SourcePrior, load_priors
+from pyrosep.priors.continuousflow import in_precision
 
 if TYPE_CHECKING:
     import pandas
@@ -116,8 +117,7 @@ def flows(
         raise ConfigurationError(f"expected arms of {tuple(ARMS)}; got {unknown}")
     if bad := [number for number in sources if number not in (2, 4)]:
         raise ConfigurationError(f"expected 2 or 4 sources; got {bad}")
-    if precision not in ("32-true", "bf16-mixed"):
-        raise ConfigurationError(f"precision must be '32-true' or 'bf16-mixed'; got {precision!r}")
+    in_precision({}, precision)  # says what is wrong with it, before there is any work
     tasks: list[_Task] = []
     for number in sorted(sources, reverse=True):
         sets = [WAVES] if number == 4 else list(itertools.combinations(WAVES, 2))
@@ -180,11 +180,7 @@ def _run(task: _Task) -> dict[str, Any]:
     mix = torch.stack([item.mix for item in items]).repeat_interleave(task.chains, 0)
     truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
     priors = load_priors(task.priors, sources=list(task.waves), frame=task.frame)
-    if task.precision == "bf16-mixed":
-        priors = {
-            name: prior.with_autocast() if isinstance(prior, ContinuousFlow) else prior
-            for name, prior in priors.items()
-        }
+    priors = in_precision(priors, task.precision)
     options, levels = ARMS[task.arm]
     ladder = None if levels is None else noise_ladder(priors, levels)
     init = load_guide(task.guide) if task.arm.startswith("guide") else "prior"

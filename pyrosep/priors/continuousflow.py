@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,13 +15,14 @@ from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.denoiser import BandDenoiser, Preconditioned
 from pyrosep.priors.gaussian import GaussianPrior, interpolate_spectrum
+from pyrosep.trainer import PRECISIONS
 
 #: Frames up to so many samples have the trace of their density exact by default; others by so many probes.
 _EXACT, _PROBES = 256, 16
 #: Frames that the network gets at once for the trace of a density.
 _ROWS = 256
 
-__all__ = ["ContinuousFlow", "LogDensity"]
+__all__ = ["ContinuousFlow", "LogDensity", "in_precision"]
 
 
 class LogDensity(NamedTuple):
@@ -308,6 +310,22 @@ class ContinuousFlow(SourcePrior):
                 (image,) = torch.autograd.grad(out, many, aim, create_graph=graph)
                 forms.append((image * aim).sum(-1).reshape(part.shape[:2]))
         return flow, torch.cat(forms)
+
+
+def in_precision(priors: Mapping[str, SourcePrior], precision: str) -> dict[str, SourcePrior]:
+    """Priors whose networks are evaluated in a precision; those without a network of half precision stay as they are.
+
+    Arguments:
+        priors: by source.
+        precision: ``"32-true"``, all as they are, or ``"bf16-mixed"``: see :meth:`ContinuousFlow.with_autocast`.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision must be one of {PRECISIONS}; got {precision!r}")
+    half = precision == "bf16-mixed"
+    return {
+        name: prior.with_autocast() if half and isinstance(prior, ContinuousFlow) else prior
+        for name, prior in priors.items()
+    }
 
 
 def _counted(name: str, number: int, least: int) -> int:
