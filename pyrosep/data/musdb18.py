@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
-from pyrosep.data.stems import AudioStream, Song
+from pyrosep.data.stems import AudioStream, Song, SongList
 from pyrosep.errors import ConfigurationError, DataError, MissingDependencyError, MissingFileError
 
 __all__ = ["SOURCES", "Musdb18"]
@@ -16,7 +14,7 @@ SOURCES = ("bass", "drums", "vocals", "other")
 """The sources of every song."""
 
 
-class Musdb18(Sequence[Song]):
+class Musdb18(SongList):
     """Songs of MUSDB18 (`.stem.mp4` files) or MUSDB18-HQ (folders of WAV files), sorted by name.
 
     The `musdb` package needs the programs ffmpeg and ffprobe, which this class does not use itself. Without
@@ -96,16 +94,3 @@ class Musdb18(Sequence[Song]):
         }
         # The streams of some .stem.mp4 files differ by a codec frame.
         return Song.of(name, stems, AudioStream(path, 0), SOURCES, shorten=not self.hq)
-
-    def __len__(self) -> int:
-        return len(self._songs)
-
-    @overload
-    def __getitem__(self, index: int) -> Song: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Song]: ...
-    def __getitem__(self, index: int | slice) -> Song | Sequence[Song]:
-        return self._songs[index]
-
-    def __iter__(self) -> Iterator[Song]:
-        return iter(self._songs)

@@ -162,7 +162,26 @@ class Song:
         return samples.expand(self.channels, -1)
 
 
-class StemFolder(Sequence[Song]):
+class SongList(Sequence[Song]):
+    """Songs in a list; what the data sets of songs have in common."""
+
+    _songs: Sequence[Song]
+
+    def __len__(self) -> int:
+        return len(self._songs)
+
+    @overload
+    def __getitem__(self, index: int) -> Song: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Song]: ...
+    def __getitem__(self, index: int | slice) -> Song | Sequence[Song]:
+        return self._songs[index]
+
+    def __iter__(self) -> Iterator[Song]:
+        return iter(self._songs)
+
+
+class StemFolder(SongList):
     """Songs of a folder, each a folder of stems: `ROOT/SONG/{mixture,STEM...}.{wav,flac}`, sorted by name.
 
     The file `mixture` is optional: without it, the mix is the sum of all stems of the song. A song may lack some of
@@ -209,19 +228,6 @@ class StemFolder(Sequence[Song]):
             if name not in there:
                 raise DataError(f"no song in {self.root} has a source {name!r}; there are {', '.join(there)}")
         self.sources = tuple(there) if wanted is None else wanted
-
-    def __len__(self) -> int:
-        return len(self._songs)
-
-    @overload
-    def __getitem__(self, index: int) -> Song: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Song]: ...
-    def __getitem__(self, index: int | slice) -> Song | Sequence[Song]:
-        return self._songs[index]
-
-    def __iter__(self) -> Iterator[Song]:
-        return iter(self._songs)
 
 
 def _song(folder: Path, sources: tuple[str, ...] | None) -> Song:
