@@ -228,7 +228,8 @@ def _draw(scores: Sequence[Score], sources: Sequence[str], path: Path) -> None:
             for place, arm in enumerate(arms):
                 own = [one.si_sdr_improvement for one in scores if (one.method, one.source) == (arm, source)]
                 axis.plot(np.full(len(own), place), own, "o", color=f"C{place}", alpha=0.4, markersize=4)
-                axis.plot([place - 0.3, place + 0.3], [np.mean(own)] * 2, color=f"C{place}")
+                if own:  # a source may be silent in all songs
+                    axis.plot([place - 0.3, place + 0.3], [np.mean(own)] * 2, color=f"C{place}")
             axis.set_title(source)
             axis.set_xticks(range(len(arms)), arms, rotation=60)
             axis.grid(axis="y", alpha=0.3)

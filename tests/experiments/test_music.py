@@ -70,6 +70,16 @@ def test_chains_that_stay_near_a_guide_are_trusted_with_it_and_without(place, tm
     assert coverage[alone] < coverage["guide+langevin"] - 0.05
 
 
+def test_a_source_that_is_silent_in_all_songs_is_not_scored(place, tmp_path):
+    (tmp_path / "songs" / "one").mkdir(parents=True)
+    audio.write(tmp_path / "songs" / "one" / "low.wav", audio.read(place / "songs" / "one" / "low.wav").samples, RATE)
+    audio.write(tmp_path / "songs" / "one" / "high.wav", torch.zeros(1, 3 * RATE), RATE)
+    model, songs = str(place / "model"), str(tmp_path / "songs")
+    tables = music(tmp_path, songs, songs, model=model, gaussian=model, arms=("wiener",), seconds=1.0)
+    assert set(tables["separation"]["source"]) == {"low", "mean"}
+    assert (tmp_path / "music.png").stat().st_size > 0
+
+
 def test_what_it_can_not_do(place, tmp_path):
     model, songs = str(place / "model"), str(place / "songs")
     with pytest.raises(ConfigurationError, match=r"arms must be among wiener.*got \['best'\]"):
