@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pyrosep import ContinuousFlow, GaussianPrior
+from pyrosep import ContinuousFlow
 from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.priors import DENOISERS, Denoiser, DenoiserSize
 from pyrosep.priors.continuousflow_training import (
@@ -15,30 +15,15 @@ from pyrosep.priors.continuousflow_training import (
     train_continuousflow,
     training_levels,
 )
-from pyrosep.priors.frames import Frames
 from pyrosep.trainer import TrainingSettings
 
 # Lightning asks for worker processes, pytrees and the like.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 TINY = DENOISERS["tiny"]
-QUICK = {"steps": 6, "batch": 4, "validate_every": 3, "save_every": 3}
 
 
-def quick(**settings):
-    return TrainingSettings(**(QUICK | settings))
-
-
-def gaussian_frames(frame=32):
-    """A source whose denoiser is known, and can be learned in seconds: a coloured Gaussian."""
-    exact = GaussianPrior(torch.tensor([4.0, 0.5, 0.05, 0.01]), frame, sigma_min=0.0, sample_rate=8000)
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        held_out = exact.sample((200,))
-    return Frames(lambda count: exact.at(0.0).sample((count,)), held_out, 8000, exact)
-
-
-def test_it_comes_close_to_the_exact_denoiser():
+def test_it_comes_close_to_the_exact_denoiser(gaussian_frames):
     """Of what an untrained one, white noise's, is off by, less than a fifth is left; and the density follows."""
     frames = gaussian_frames()
     settings = TrainingSettings(steps=250, batch=64, learning_rate=0.02, optimizer="muon", ema=0.98, warmup=20)
@@ -109,7 +94,7 @@ def test_levels_have_the_distribution_that_is_asked_for(spread):
     assert scipy.stats.kstest(sigma.log().numpy(), distribution.cdf).pvalue > 1e-4
 
 
-def test_resumed_it_is_the_same_bit_for_bit(tmp_path):
+def test_resumed_it_is_the_same_bit_for_bit(tmp_path, quick, gaussian_frames):
     frames = gaussian_frames()
     arguments = {"quiet": True, "resume": True}
     unbroken, _ = train_continuousflow(frames, TINY, quick(), folder=tmp_path / "a", **arguments)
@@ -122,20 +107,20 @@ def test_resumed_it_is_the_same_bit_for_bit(tmp_path):
         train_continuousflow(frames, TINY, quick(), folder=tmp_path / "b", spread=None, **arguments)
 
 
-def test_in_mixed_precision():
+def test_in_mixed_precision(quick, gaussian_frames):
     prior, report = train_continuousflow(gaussian_frames(), TINY, quick(precision="bf16-mixed"), quiet=True)
     assert report["parameters"] == sum(value.numel() for value in prior.network.parameters())
     assert {value.dtype for value in prior.network.state_dict().values()} == {torch.float32}
 
 
-def test_spectrum_is_the_sources():
+def test_spectrum_is_the_sources(quick, gaussian_frames):
     frames = gaussian_frames()
     prior, _ = train_continuousflow(frames, TINY, quick(), quiet=True)
     # A mean of 1024 periodograms, each exponential about the spectrum: 1/32 of it is a standard error; five of those.
     assert float((prior.spectrum / frames.exact.spectrum).log().abs().max()) < 5 / 32
 
 
-def test_it_goes_on_from_another_prior():
+def test_it_goes_on_from_another_prior(quick, gaussian_frames):
     frames = gaussian_frames()
     first, _ = train_continuousflow(frames, TINY, quick(), quiet=True)
     x = frames.exact.at(0.5).sample((3,))
@@ -150,6 +135,6 @@ def test_it_goes_on_from_another_prior():
         train_continuousflow(frames, DenoiserSize(width=8), quick(), start=first, quiet=True)
 
 
-def test_levels_out_of_order():
+def test_levels_out_of_order(quick, gaussian_frames):
     with pytest.raises(ConfigurationError, match=r"must rise from above 0; got 2\.0 to 1"):
         train_continuousflow(gaussian_frames(), TINY, quick(), sigma_min=2.0, sigma_max=1.0, quiet=True)

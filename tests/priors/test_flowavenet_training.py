@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyrosep import GaussianPrior, load_priors
+from pyrosep import load_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.priors import SIZES
 from pyrosep.priors.flowavenet_training import _Loss, finetune_flowavenet, train_flowavenet
@@ -15,23 +15,8 @@ from pyrosep.trainer import TrainingSettings
 # Lightning asks for worker processes, pytrees and the like.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
-QUICK = {"steps": 6, "batch": 4, "validate_every": 3, "save_every": 3}
 
-
-def quick(**settings):
-    return TrainingSettings(**(QUICK | settings))
-
-
-def gaussian_frames(frame=32):
-    """A source whose density is known and that a flow can learn in seconds: a coloured Gaussian."""
-    exact = GaussianPrior(torch.tensor([4.0, 0.5, 0.05, 0.01]), frame, sigma_min=0.0, sample_rate=8000)
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        held_out = exact.sample((200,))
-    return Frames(lambda count: exact.at(0.0).sample((count,)), held_out, 8000, exact)
-
-
-def test_it_comes_close_to_the_exact_density():
+def test_it_comes_close_to_the_exact_density(gaussian_frames):
     frames = gaussian_frames()
     settings = TrainingSettings(steps=250, batch=64, learning_rate=0.01, ema=0.98)
     prior, report = train_flowavenet(frames, SIZES["tiny"], settings, sigma_min=0.05, quiet=True)
@@ -47,14 +32,14 @@ def test_it_comes_close_to_the_exact_density():
     assert report["sigma_max"] == pytest.approx(white * math.sqrt(32), abs=2e-3)
 
 
-def test_spectrum_is_the_sources():
+def test_spectrum_is_the_sources(quick, gaussian_frames):
     frames = gaussian_frames()
     prior, _ = train_flowavenet(frames, SIZES["tiny"], quick(), quiet=True)
     # A mean of 256 periodograms, each exponential about the spectrum: 1/16 of it is a standard error; five of those.
     assert float((prior.spectrum / frames.exact.spectrum).log().abs().max()) < 5 / 16
 
 
-def test_resumed_it_is_the_same_bit_for_bit(tmp_path):
+def test_resumed_it_is_the_same_bit_for_bit(tmp_path, quick, gaussian_frames):
     frames = gaussian_frames()
     arguments = {"quiet": True, "resume": True}
     unbroken, _ = train_flowavenet(frames, SIZES["tiny"], quick(), folder=tmp_path / "a", **arguments)
@@ -65,7 +50,7 @@ def test_resumed_it_is_the_same_bit_for_bit(tmp_path):
         assert torch.equal(value, resumed.network.state_dict()[name])
 
 
-def test_noise_is_at_all_levels_and_never_clamped():
+def test_noise_is_at_all_levels_and_never_clamped(quick, gaussian_frames):
     frames, seen = gaussian_frames(), []
 
     class Watched(_Loss):
@@ -101,7 +86,7 @@ def test_score_matching_is_that_of_the_noise():
     assert all(bool(torch.isfinite(p.grad).all()) for p in network.parameters() if p.grad is not None)
 
 
-def test_score_matching_trains():
+def test_score_matching_trains(quick, gaussian_frames):
     prior, _ = train_flowavenet(gaussian_frames(), SIZES["tiny"], quick(), score_weight=0.5, quiet=True)
     assert bool(torch.isfinite(prior.log_prob(prior.sample((2,)))).all())
 
@@ -168,7 +153,7 @@ def test_contrast_tells_constants_apart_where_the_likelihood_alone_does_not():
     assert float(told.at(0.02).log_prob(x).mean()) <= float(plain.at(0.02).log_prob(x).mean()) + 0.5
 
 
-def test_a_start_is_copied_and_kept_as_it_was():
+def test_a_start_is_copied_and_kept_as_it_was(quick, gaussian_frames):
     frames = gaussian_frames()
     first, _ = train_flowavenet(frames, SIZES["tiny"], quick(), quiet=True)
     x = torch.randn(3, 32)
@@ -183,7 +168,7 @@ def test_a_start_is_copied_and_kept_as_it_was():
         train_flowavenet(frames, SIZES["small"], quick(), start=first, quiet=True)
 
 
-def test_fine_tuned_copies(tmp_path):
+def test_fine_tuned_copies(tmp_path, quick, gaussian_frames):
     frames, levels = gaussian_frames(), (0.05, 0.2, 0.8)
     arguments = {"levels": levels, "name": "wave", "quiet": True}
     copies, reports = finetune_flowavenet(frames, SIZES["tiny"], quick(steps=8), tmp_path, **arguments)
@@ -212,7 +197,7 @@ def test_toy_frames_are_the_waves_and_held_out_ones_are_not_drawn():
     assert torch.equal(toy_frames("saw", 64, held_out=5, seed=3).held_out, frames.held_out)
 
 
-def test_mistakes():
+def test_mistakes(quick, gaussian_frames):
     frames = gaussian_frames()
     with pytest.raises(ConfigurationError, match="multiple of 512 samples for this size; got 32"):
         train_flowavenet(frames, SIZES["small"], quick(), quiet=True)
