@@ -509,6 +509,14 @@ def test_an_unknown_device(device, song, model, stems, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_training_takes_the_first_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    command = ("train-prior", "continuousflow", "--data", "toy", "-o", tmp_path / "model", "-d", "cuda:1")
+    assert "for another one set CUDA_VISIBLE_DEVICES=1; got -d cuda:1" in failed(*command)
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_no_cuda(device, song, model, tmp_path):
     line = failed("separate", song, "-n", model, "-o", tmp_path / "out", "-d", device)

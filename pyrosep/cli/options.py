@@ -124,7 +124,12 @@ def training_settings(device: str, **options: Any) -> Any:
     """:class:`~pyrosep.trainer.TrainingSettings` for a device by its name on the command line."""
     from pyrosep.trainer import TrainingSettings
 
-    return TrainingSettings(accelerator=chosen_device(device).partition(":")[0], **options)
+    accelerator, _, index = chosen_device(device).partition(":")
+    if index not in ("", "0"):
+        raise ConfigurationError(
+            f"training takes the first GPU, -d cuda; for another one set CUDA_VISIBLE_DEVICES={index}; got -d {device}"
+        )
+    return TrainingSettings(accelerator=accelerator, **options)
 
 
 def figures_line(report: dict[str, Any]) -> str:

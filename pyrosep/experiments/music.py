@@ -208,12 +208,13 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, pandas.DataFrame]:
     rows = [{key: row[key] for key in columns} for row in aggregate(every)]
     trust = [row for result in results for row in result["trust"]]
     spread = pandas.DataFrame(trust, columns=["arm", "source", "spearman", "coverage"])
+    trusted = spread.groupby(["arm", "source"], sort=False, as_index=False).mean()
     return {
         "separation": pandas.DataFrame(rows),
         "cost": pandas.DataFrame(
             [{"arm": one["arm"], "real_time_factor": one["factor"], "peak_gib": one["peak"] / 2**30} for one in results]
         ),
-        "trust": spread.groupby(["arm", "source"], sort=False, as_index=False).mean(),
+        "trust": trusted.sort_values("arm", key=lambda arms: arms.map(list(dict.fromkeys(arms)).index), kind="stable"),
     }
 
 
