@@ -237,10 +237,7 @@ def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> a
 
 def _diagnose(idata: arviz.InferenceData) -> dict[str, Any]:
     """R-hat and ESS at their worst; none where there are too few draws or chains to tell."""
-    try:
-        table = summarize(idata)
-    except DataError as error:
-        return {"verdict": str(error)}
+    table = summarize(idata)
     if not np.isfinite(table["r_hat"]).any():
         return {"verdict": verdict(table)}
     return {

@@ -237,7 +237,12 @@ def test_separate_with_denoisers_that_filter(song, tmp_path):
     result = done("separate", song, "-n", tmp_path / "filters", "-o", tmp_path / "out", "--keep", 4)
     folder = tmp_path / "out" / "filters" / "song"
     assert sums_to(folder, audio.read(song).samples)
-    assert "needs at least" in result.stdout or "at least 4 draws a chain" in result.stdout
+    assert "R-hat and ESS need at least 4 draws a chain; got 1" in result.stdout
+    diagnosed = done("diagnose", folder, "--json", tmp_path / "diagnosed.json").stdout
+    assert "means and deviations are over 4 draws of 4 chains" in diagnosed
+    assert "r_hat" not in diagnosed
+    assert (folder / "diagnostics" / "draws.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "diagnosed.json").read_text())["chains"] == []
     # Untrained they are stationary Gaussians of these spectra, nearly: the exact posterior's mean is close.
     exact = {name: GaussianPrior(own, 4000, sample_rate=RATE) for name, own in spectra.items()}
     mean = separate(audio.read(song).samples, RATE, exact, Settings(method="exact")).mean

@@ -65,7 +65,9 @@ def diagnose(
         path = posterior / "posterior.nc" if posterior.is_dir() else posterior
         idata = read_netcdf(path)
         table = summarize(idata)
-        chains = compare_chains(idata) if "sample_stats" in idata and "lp" in idata.sample_stats else None
+        # Of few draws there is no telling which mode a chain is in.
+        compared = "few" not in table.attrs and "sample_stats" in idata and "lp" in idata.sample_stats
+        chains = compare_chains(idata) if compared else None
         pictures = plot_diagnostics(idata, out or path.parent / "diagnostics")
         write_json(
             json_file,
@@ -77,7 +79,8 @@ def diagnose(
             },
         )
         if not quiet:
-            typer.echo(table.sort_values("r_hat", ascending=False).head(rows).to_string(float_format="{:.3f}".format))
+            worst = table.sort_values("r_hat", ascending=False, kind="stable").dropna(axis=1, how="all").head(rows)
+            typer.echo(worst.to_string(float_format="{:.3f}".format))
             typer.echo(verdict(table))
             for picture in pictures:
                 typer.echo(str(picture))

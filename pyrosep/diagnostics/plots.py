@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrosep.diagnostics.summaries import summary_dataset
+from pyrosep.diagnostics.summaries import LEAST_DRAWS, summary_dataset
 
 if TYPE_CHECKING:
     import arviz
@@ -24,7 +24,8 @@ def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str])
     """Draw trace, rank, autocorrelation and log joint density of the summaries; returns the pictures' paths.
 
     Of a variable with many elements (bands, windows), those with the largest R-hat are drawn, at most
-    twelve, so that what looks good here looks good everywhere.
+    twelve, so that what looks good here looks good everywhere. Of fewer than four draws a chain there is none of these,
+    but one picture, of where each chain's draws are, for the summaries that vary most.
     """
     import arviz
     import matplotlib
@@ -35,7 +36,9 @@ def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str])
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     dataset = summary_dataset(idata)
-    chosen = _worst(dataset)
+    few = dataset.sizes["draw"] < LEAST_DRAWS
+    # Levels in dB and densities in nats are not for one axis.
+    chosen = _worst(dataset.drop_vars(["lp", "residual"], errors="ignore") if few else dataset)
     pictures = []
     with arviz.rc_context({"plot.max_subplots": 4 * _MAX_PANELS}):
         draw: dict[str, Any] = {
@@ -44,6 +47,8 @@ def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str])
             "autocorrelation": lambda: arviz.plot_autocorr(chosen, combined=True),
             "log_joint": lambda: _plot_log_joint(idata),
         }
+        if few:
+            draw = {"draws": lambda: _plot_draws(chosen)}
         for name, plot in draw.items():
             if name == "log_joint" and ("sample_stats" not in idata or "lp" not in idata.sample_stats):
                 continue
@@ -58,7 +63,7 @@ def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str])
 
 
 def _worst(dataset: Any) -> Any:
-    """The elements of largest R-hat, each as a variable of its own."""
+    """The elements of largest R-hat, each as a variable of its own; of few draws, those of largest deviation."""
     import arviz
     import xarray
 
@@ -66,8 +71,10 @@ def _worst(dataset: Any) -> Any:
     for name, array in dataset.data_vars.items():
         axes = [dim for dim in array.dims if dim not in ("chain", "draw")]
         stacked = array.stack(element=axes) if axes else array.expand_dims("element", -1)
-        r_hat = arviz.rhat(xarray.Dataset({"x": stacked.drop_vars(["element", *axes], errors="ignore")}))["x"].values
-        for index, value in enumerate(np.atleast_1d(r_hat)):
+        plain = xarray.Dataset({"x": stacked.drop_vars(["element", *axes], errors="ignore")})
+        few = dataset.sizes["draw"] < LEAST_DRAWS
+        bad = (plain.std(["chain", "draw"]) if few else arviz.rhat(plain))["x"].values
+        for index, value in enumerate(np.atleast_1d(bad)):
             label = name if not axes else f"{name} {_label(stacked, index, axes)}"
             scalars[label] = (
                 value,
@@ -80,6 +87,21 @@ def _worst(dataset: Any) -> Any:
 def _label(stacked: Any, index: int, axes: list[str]) -> str:
     element = stacked.isel(element=index)
     return " ".join(str(element.coords[axis].item()) if axis in element.coords else "" for axis in axes)
+
+
+def _plot_draws(chosen: Any) -> None:
+    """The draws of each summary, a colour a chain, by their distance from the mean."""
+    import matplotlib.pyplot as plt
+
+    _, axis = plt.subplots(figsize=(10, 1 + 0.4 * len(chosen)))
+    for place, array in enumerate(chosen.data_vars.values()):
+        values = array.transpose("chain", "draw").values
+        for chain, own in enumerate(values):
+            axis.plot(own - values.mean(), np.full(len(own), place), "o", color=f"C{chain}", alpha=0.7)
+    axis.axvline(0.0, color="grey", linewidth=0.8)
+    axis.set_yticks(range(len(chosen)), [f"{name}, mean {float(array.mean()):.3g}" for name, array in chosen.items()])
+    axis.invert_yaxis()
+    axis.set(xlabel="draw less the mean over all draws; a colour a chain")
 
 
 def _plot_log_joint(idata: arviz.InferenceData) -> None:

@@ -19,6 +19,8 @@ BAND_EDGES = (0.0, 250.0, 1000.0, 4000.0)
 NUM_PROJECTIONS = 4
 _FLOOR = 1e-12  # power that counts as silence, -120 dB
 
+#: Of each chain, for R-hat and ESS.
+LEAST_DRAWS = 4
 R_HAT_LIMIT = 1.05
 ESS_LIMIT = 100
 
@@ -65,9 +67,11 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
             the summaries already.
 
     Where chains found different modes, ``table.attrs["modes"]`` says in words which did; :func:`verdict` repeats it.
+    Fewer than four draws a chain, as of chains that are kept where their search ends, are too few for R-hat, ESS and
+    MCSE: these are NaN then, and the verdict says so.
 
     Raises:
-        DataError: there are fewer than four draws a chain, too few for R-hat and ESS.
+        DataError: there is one draw of one chain.
     """
     import arviz
 
@@ -75,10 +79,16 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
     from pyrosep.errors import DataError
 
     dataset = summary_dataset(idata)
-    if dataset.sizes["draw"] < 4:
-        raise DataError(f"R-hat and ESS need at least 4 draws a chain; got {dataset.sizes['draw']}")
-    table = arviz.summary(dataset, round_to="none", stat_focus="mean", hdi_prob=0.9)
-    table = table[["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]]
+    columns = ["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]
+    chains, draws = dataset.sizes["chain"], dataset.sizes["draw"]
+    if chains * draws < 2:
+        raise DataError("one draw has no deviation; expected at least two draws or chains")
+    if draws < LEAST_DRAWS:
+        table = arviz.summary(dataset, kind="stats", round_to="none", stat_focus="mean", hdi_prob=0.9)
+        table = table[["mean", "sd"]].reindex(columns=columns)
+        table.attrs["few"] = f"got {draws}; means and deviations are over {chains * draws} draws of {chains} chains"
+        return table
+    table = arviz.summary(dataset, round_to="none", stat_focus="mean", hdi_prob=0.9)[columns]
     if dataset.sizes["chain"] > 1 and "sample_stats" in idata and "lp" in idata.sample_stats:
         chains = compare_chains(idata)
         if chains["mode"].max() > 0:
@@ -112,6 +122,8 @@ def summary_dataset(idata: arviz.InferenceData) -> xarray.Dataset:
 
 def verdict(table: pandas.DataFrame) -> str:
     """In words, whether the chains of a :func:`summarize` table agree."""
+    if "few" in table.attrs:
+        return f"R-hat and ESS need at least {LEAST_DRAWS} draws a chain; {table.attrs['few']}, {len(table)} summaries"
     if not np.isfinite(table["r_hat"]).any():
         return f"R-hat can't be told from one chain or from constant draws: {len(table)} summaries"
     worst, fewest = table["r_hat"].idxmax(), table["ess_bulk"].idxmin()

@@ -1,5 +1,7 @@
 """From chains to ArviZ, tables and pictures."""
 
+import re
+
 import arviz
 import numpy as np
 import pyro
@@ -223,8 +225,28 @@ def test_summarize_leaves_the_draws_as_they_are(mcmc):
 
 def test_summarize_too_few_draws(priors):
     idata = to_inference_data(run(linear_mix(priors, noise=0.3), torch.randn(TIME), num_samples=3))
-    with pytest.raises(DataError, match=r"at least 4 draws a chain.*got 3"):
-        summarize(idata)
+    table = summarize(idata)
+    energy = 10 * np.log10(np.square(idata.posterior["sources"].values[..., 0, :]).mean(-1))
+    name = idata.posterior.coords["source"].values[0]
+    assert table.loc[f"energy_db[{name}]", "mean"] == pytest.approx(energy.mean(), rel=1e-5)
+    assert table.loc[f"energy_db[{name}]", "sd"] == pytest.approx(energy.std(ddof=1), rel=1e-4)
+    assert table[["mcse_mean", "ess_bulk", "ess_tail", "r_hat"]].isna().all(axis=None)
+    assert re.match(r"R-hat and ESS need at least 4 draws a chain; got 3; .* over \d+ draws of", verdict(table))
+
+
+@pytest.mark.parametrize(("chains", "draws"), [(4, 1), (1, 2), (2, 3)])
+@pytest.mark.filterwarnings("ignore:More chains")
+def test_few_draws_are_told_and_drawn(chains, draws, tmp_path):
+    values = np.random.default_rng(0).standard_normal((chains, draws, 30)) * np.arange(30)
+    idata = arviz.from_dict(posterior={"level": values}, dims={"level": ["source"]})
+    table = summarize(idata)
+    assert table["mean"].values == pytest.approx(values.mean((0, 1)))
+    assert f"over {chains * draws} draws of {chains} chains, 30 summaries" in verdict(table)
+    with pytest.raises(DataError, match="one draw has no deviation"):
+        summarize(idata.isel(chain=[0], draw=[0]))
+    (picture,) = plot_diagnostics(idata, tmp_path)
+    assert picture == tmp_path / "draws.png"
+    assert picture.stat().st_size > 5000
 
 
 def constructed(offset, draws=500, chains=4):
