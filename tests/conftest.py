@@ -53,6 +53,23 @@ def wiener():
     return Wiener
 
 
+@pytest.fixture
+def filtering_flows():
+    """Denoisers that filter short-time spectra, not trained: nearly stationary Gaussians of the spectra given."""
+    from pyrosep import ContinuousFlow
+    from pyrosep.priors import BandDenoiser, BandSize
+
+    def build(spectra, frame, rate, sigma_min=0.01):
+        torch.manual_seed(0)
+        size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
+        return {
+            name: ContinuousFlow(BandDenoiser(size, spectrum), frame, sigma_min=sigma_min, sample_rate=rate)
+            for name, spectrum in spectra.items()
+        }
+
+    return build
+
+
 #: How often a test of a right sampler would fail, were its seed not fixed.
 FALSE_ALARM = 1e-4
 

@@ -16,10 +16,10 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, audio, save_guide, save_priors
+from pyrosep import EncoderGuide, GaussianPrior, audio, save_guide, save_priors
 from pyrosep.cli import app
 from pyrosep.guides import UNetSize
-from pyrosep.priors import BandDenoiser, BandSize, load_priors, model_info
+from pyrosep.priors import load_priors, model_info
 from pyrosep.separate import Settings, separate
 
 RATE = 8_000
@@ -224,15 +224,10 @@ def test_a_song_with_no_flag_at_all(tmp_path, monkeypatch):
     assert report["guide"] == "music-guide"
 
 
-def test_separate_with_denoisers_that_filter(song, tmp_path):
+def test_separate_with_denoisers_that_filter(song, tmp_path, filtering_flows):
     """As it comes: one draw of each chain, at the end of a search with the local coupling, stereo too."""
-    size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
     spectra = {"low": torch.tensor([1.0, 0.1, 0.01]), "high": torch.tensor([0.01, 0.1, 1.0])}
-    torch.manual_seed(0)
-    priors = {
-        name: ContinuousFlow(BandDenoiser(size, own), 4000, sigma_min=0.01, sample_rate=RATE)
-        for name, own in spectra.items()
-    }
+    priors = filtering_flows(spectra, 4000, RATE)
     save_priors(tmp_path / "filters", priors)
     result = done("separate", song, "-n", tmp_path / "filters", "-o", tmp_path / "out", "--keep", 4)
     folder = tmp_path / "out" / "filters" / "song"

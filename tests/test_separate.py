@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, OscillatorPrior
+from pyrosep import EncoderGuide, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.guides import UNetSize
-from pyrosep.priors import BandDenoiser, BandSize
 from pyrosep.separate import Separator, Settings, separate
 from pyrosep.windows import windows_of
 
@@ -527,14 +526,10 @@ def white_priors():
     return {name: GaussianPrior(torch.full((2,), level**2), FRAME, sample_rate=RATE) for name, level in LEVELS.items()}
 
 
-def white_flows():
-    """Denoisers that filter, not trained: nearly those of the white priors."""
-    torch.manual_seed(0)
-    size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
-    return {
-        name: ContinuousFlow(BandDenoiser(size, torch.full((3,), level**2)), FRAME, sigma_min=0.01, sample_rate=RATE)
-        for name, level in LEVELS.items()
-    }
+@pytest.fixture
+def white_flows(filtering_flows):
+    """Nearly the white priors, by networks."""
+    return filtering_flows({name: torch.full((3,), level**2) for name, level in LEVELS.items()}, FRAME, RATE)
 
 
 @pytest.mark.parametrize("gains", [(1.0, 1.0), (0.5, 0.5), (2.0, 4.0)])
@@ -566,8 +561,8 @@ def test_draws_of_a_guide_have_its_mean_and_deviation():
     )
 
 
-def test_networks_are_evaluated_in_half_precision_where_that_is_asked_for():
-    priors = white_flows() | {"still": white_priors()["soft"]}
+def test_networks_are_evaluated_in_half_precision_where_that_is_asked_for(white_flows):
+    priors = white_flows | {"still": white_priors()["soft"]}
     separator = Separator(priors, RATE, Settings(precision="bf16-mixed"))
     assert [getattr(prior, "autocast", None) for prior in separator.priors.values()] == [torch.bfloat16] * 2 + [None]
     assert all(getattr(prior, "autocast", None) is None for prior in priors.values())
@@ -589,9 +584,9 @@ def test_a_guide_that_is_there_starts_the_chains(monkeypatch):
     assert len(starts) == 1
 
 
-def test_deviations_of_chains_that_stay_near_a_guide_hold_its_own():
+def test_deviations_of_chains_that_stay_near_a_guide_hold_its_own(white_flows):
     """The spread of the chains, and what the guide says that none of them can find out."""
-    guide, mix, priors = WhiteGuide(LEVELS, (1.0, 1.0)), noise(1, FRAME), white_flows()
+    guide, mix, priors = WhiteGuide(LEVELS, (1.0, 1.0)), noise(1, FRAME), white_flows
     settings = Settings(gains=(1.0, 1.0), chains=4, keep=4, overlap=0.0)
     assert settings.chosen_method(guided=True) == "guide+langevin"
     found = separate(mix, RATE, priors, settings, guide=guide)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, audio, save_priors
+from pyrosep import EncoderGuide, GaussianPrior, audio, save_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.music import music
 from pyrosep.guides import save_guide
-from pyrosep.priors import BandDenoiser, BandSize
+from pyrosep.priors import BandSize
 from pyrosep.separate import Settings
 
 RATE, FRAME = 8000, 4096
@@ -54,13 +54,9 @@ def test_it_scores_every_arm_by_the_same_code(place, tmp_path):
         assert (tmp_path / name).stat().st_size > 0
 
 
-def test_chains_that_stay_near_a_guide_are_trusted_with_it_and_without(place, tmp_path):
-    size = BandSize(window=64, bands=3, width=4, neck=4, layers=1, features=4)
-    priors = {
-        name: ContinuousFlow(BandDenoiser(size, 1e-3 * torch.tensor(own)), FRAME, sigma_min=1e-3, sample_rate=RATE)
-        for name, own in SPECTRA.items()
-    }
-    save_priors(tmp_path / "filters", priors)
+def test_chains_that_stay_near_a_guide_are_trusted_with_it_and_without(place, tmp_path, filtering_flows):
+    spectra = {name: 1e-3 * torch.tensor(own) for name, own in SPECTRA.items()}
+    save_priors(tmp_path / "filters", filtering_flows(spectra, FRAME, RATE, sigma_min=1e-3))
     songs, guide = str(place / "songs"), str(place / "model" / "guide")
     arms = ("guide", "guide+langevin")
     tables = music(tmp_path, songs, songs, model=str(tmp_path / "filters"), guide=guide, arms=arms, seconds=1.0)
