@@ -35,6 +35,7 @@ from pyrosep.infer.noising import common_transform
 from pyrosep.priors import GaussianPrior, SourcePrior
 from pyrosep.priors.base import full_sum
 from pyrosep.priors.continuousflow import in_precision
+from pyrosep.trainer import check_precision
 from pyrosep.windows import cross_fade, windows_of
 
 __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
@@ -119,7 +120,7 @@ class Settings:
             raise ConfigurationError(f"gains must be 'mean', 'level', 'fit' or numbers; got {self.gains!r}")
         if self.gains is not None and not isinstance(self.gains, str) and not all(map(math.isfinite, self.gains)):
             raise ConfigurationError(f"gains must be finite; got {self.gains}")
-        in_precision({}, self.precision)
+        check_precision(self.precision)
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
 
@@ -133,6 +134,11 @@ class Settings:
     def chosen_method(self, guided: bool) -> str:
         """The method, or what ``None`` comes to with a guide or without one."""
         return self.method or ("guide+langevin" if guided else "langevin")
+
+    def chosen_coupling(self, priors: Mapping[str, SourcePrior]) -> str | None:
+        """The coupling, or what ``None`` comes to with these priors: still ``None`` where the kernel chooses."""
+        filters = self.coupling is None and common_transform(list(priors.values())) is not None
+        return "local" if filters else self.coupling
 
 
 @dataclass(frozen=True)
@@ -262,9 +268,7 @@ class Separator:
         if self.method == "exact" and not all(isinstance(p, GaussianPrior) for p in priors.values()):
             raise ConfigurationError("the exact method needs Gaussian priors; use method 'langevin' for others")
         #: Of the search, or ``None`` for the kernel's own.
-        self.coupling = self.settings.coupling
-        if self.coupling is None and common_transform(list(self.priors.values())) is not None:
-            self.coupling = "local"
+        self.coupling = self.settings.chosen_coupling(self.priors)
         #: From each chain; only where there is a sampling.
         one = self.coupling == "local"
         self.draws = (1 if one else 100) if self.settings.draws is None else self.settings.draws

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
 from pyrosep.muon import Muon, is_matrix
 
-__all__ = ["PRECISIONS", "SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings"]
+__all__ = ["SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings", "check_precision"]
 
 SCHEDULES = ("cosine", "constant")
 #: What networks are evaluated in, by the names that Lightning has for it.
@@ -38,6 +38,12 @@ Draw = Callable[[int], Any]
 Loss = Callable[[nn.Module, Any], Tensor]
 #: Figures of a network on held-out data, by name.
 Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+def check_precision(precision: str) -> None:
+    """Raise ConfigurationError for a precision that is none of :data:`PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision must be one of {PRECISIONS}; got {precision!r}")
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,7 @@ class TrainingSettings:
             raise ConfigurationError(f"schedule must be one of {SCHEDULES}; got {self.schedule!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigurationError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}")
-        if self.precision not in PRECISIONS:
-            raise ConfigurationError(f"precision must be one of {PRECISIONS}; got {self.precision!r}")
+        check_precision(self.precision)
         if self.batch % (self.devices * self.nodes):
             raise ConfigurationError(
                 f"a batch must split evenly over the processes; got {self.batch} items and {self.devices * self.nodes}"

@@ -37,18 +37,21 @@ def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str])
     target.mkdir(parents=True, exist_ok=True)
     dataset = summary_dataset(idata)
     few = dataset.sizes["draw"] < LEAST_DRAWS
-    # Levels in dB and densities in nats are not for one axis.
-    chosen = _worst(dataset.drop_vars(["lp", "residual"], errors="ignore") if few else dataset)
-    pictures = []
-    with arviz.rc_context({"plot.max_subplots": 4 * _MAX_PANELS}):
-        draw: dict[str, Any] = {
+    if few:  # levels in dB and densities in nats are not for one axis
+        dataset = dataset.drop_vars(["lp", "residual"], errors="ignore")
+    chosen = _worst(dataset, few)
+    draw: dict[str, Any]
+    if few:
+        draw = {"draws": lambda: _plot_draws(chosen)}
+    else:
+        draw = {
             "trace": lambda: arviz.plot_trace(chosen, compact=False, figsize=(12, 1.6 * len(chosen))),
             "rank": lambda: arviz.plot_rank(chosen, ref_line=True),
             "autocorrelation": lambda: arviz.plot_autocorr(chosen, combined=True),
             "log_joint": lambda: _plot_log_joint(idata),
         }
-        if few:
-            draw = {"draws": lambda: _plot_draws(chosen)}
+    pictures = []
+    with arviz.rc_context({"plot.max_subplots": 4 * _MAX_PANELS}):
         for name, plot in draw.items():
             if name == "log_joint" and ("sample_stats" not in idata or "lp" not in idata.sample_stats):
                 continue
@@ -62,7 +65,7 @@ def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str])
     return pictures
 
 
-def _worst(dataset: Any) -> Any:
+def _worst(dataset: Any, few: bool) -> Any:
     """The elements of largest R-hat, each as a variable of its own; of few draws, those of largest deviation."""
     import arviz
     import xarray
@@ -72,7 +75,6 @@ def _worst(dataset: Any) -> Any:
         axes = [dim for dim in array.dims if dim not in ("chain", "draw")]
         stacked = array.stack(element=axes) if axes else array.expand_dims("element", -1)
         plain = xarray.Dataset({"x": stacked.drop_vars(["element", *axes], errors="ignore")})
-        few = dataset.sizes["draw"] < LEAST_DRAWS
         bad = (plain.std(["chain", "draw"]) if few else arviz.rhat(plain))["x"].values
         for index, value in enumerate(np.atleast_1d(bad)):
             label = name if not axes else f"{name} {_label(stacked, index, axes)}"

@@ -83,16 +83,17 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
     chains, draws = dataset.sizes["chain"], dataset.sizes["draw"]
     if chains * draws < 2:
         raise DataError("one draw has no deviation; expected at least two draws or chains")
-    if draws < LEAST_DRAWS:
-        table = arviz.summary(dataset, kind="stats", round_to="none", stat_focus="mean", hdi_prob=0.9)
-        table = table[["mean", "sd"]].reindex(columns=columns)
+    few = draws < LEAST_DRAWS
+    kind = "stats" if few else "all"
+    table = arviz.summary(dataset, kind=kind, round_to="none", stat_focus="mean", hdi_prob=0.9)
+    table = table[["mean", "sd"]].reindex(columns=columns) if few else table[columns]
+    if few:
         table.attrs["few"] = f"got {draws}; means and deviations are over {chains * draws} draws of {chains} chains"
         return table
-    table = arviz.summary(dataset, round_to="none", stat_focus="mean", hdi_prob=0.9)[columns]
-    if dataset.sizes["chain"] > 1 and "sample_stats" in idata and "lp" in idata.sample_stats:
-        chains = compare_chains(idata)
-        if chains["mode"].max() > 0:
-            table.attrs["modes"] = describe_modes(chains)
+    if chains > 1 and "sample_stats" in idata and "lp" in idata.sample_stats:
+        compared = compare_chains(idata)
+        if compared["mode"].max() > 0:
+            table.attrs["modes"] = describe_modes(compared)
     return table
 
 

@@ -27,6 +27,7 @@ from pyrosep.infer.initial import initial_levels, initial_values
 from pyrosep.mixing import mean_mix, unknown_gains_mix
 from pyrosep.priors import SourcePrior, load_priors
 from pyrosep.priors.continuousflow import in_precision
+from pyrosep.trainer import check_precision
 
 if TYPE_CHECKING:
     import pandas
@@ -117,7 +118,7 @@ def flows(
         raise ConfigurationError(f"expected arms of {tuple(ARMS)}; got {unknown}")
     if bad := [number for number in sources if number not in (2, 4)]:
         raise ConfigurationError(f"expected 2 or 4 sources; got {bad}")
-    in_precision({}, precision)  # says what is wrong with it, before there is any work
+    check_precision(precision)
     tasks: list[_Task] = []
     for number in sorted(sources, reverse=True):
         sets = [WAVES] if number == 4 else list(itertools.combinations(WAVES, 2))
@@ -179,8 +180,8 @@ def _run(task: _Task) -> dict[str, Any]:
     items = [data[index] for index in task.mixes]
     mix = torch.stack([item.mix for item in items]).repeat_interleave(task.chains, 0)
     truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
-    priors = load_priors(task.priors, sources=list(task.waves), frame=task.frame)
-    priors = in_precision(priors, task.precision)
+    loaded = load_priors(task.priors, sources=list(task.waves), frame=task.frame)
+    priors = in_precision(loaded, task.precision)
     options, levels = ARMS[task.arm]
     ladder = None if levels is None else noise_ladder(priors, levels)
     init = load_guide(task.guide) if task.arm.startswith("guide") else "prior"

@@ -23,7 +23,6 @@ from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
 from pyrosep.guides import guide_info, load_guide
 from pyrosep.guides.models import find_guide
-from pyrosep.infer.noising import common_transform
 from pyrosep.priors import load_priors, model_info
 from pyrosep.priors.frames import song_frames
 from pyrosep.separate import Settings, separate
@@ -160,7 +159,7 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
     priors = load_priors(info.folder, sources=names)
     guide = load_guide(task.guide) if "guide" in task.arm and task.guide else None
     settings = replace(task.settings, method="exact" if exact else task.arm)
-    if task.arm == "guide+langevin" and common_transform(list(priors.values())) is not None and settings.draws is None:
+    if task.arm == "guide+langevin" and settings.chosen_coupling(priors) == "local" and settings.draws is None:
         settings = replace(settings, keep=settings.chains)  # all draws that there are
 
     def estimate(reference: Reference) -> Tensor:
@@ -214,7 +213,7 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, pandas.DataFrame]:
         "cost": pandas.DataFrame(
             [{"arm": one["arm"], "real_time_factor": one["factor"], "peak_gib": one["peak"] / 2**30} for one in results]
         ),
-        "trust": trusted.sort_values("arm", key=lambda arms: arms.map(list(dict.fromkeys(arms)).index), kind="stable"),
+        "trust": trusted.sort_values("arm", key=lambda arms: pandas.factorize(arms)[0], kind="stable"),
     }
 
 

@@ -15,7 +15,7 @@ from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.denoiser import BandDenoiser, Preconditioned
 from pyrosep.priors.gaussian import GaussianPrior, interpolate_spectrum
-from pyrosep.trainer import PRECISIONS
+from pyrosep.trainer import check_precision
 
 #: Frames up to so many samples have the trace of their density exact by default; others by so many probes.
 _EXACT, _PROBES = 256, 16
@@ -319,8 +319,7 @@ def in_precision(priors: Mapping[str, SourcePrior], precision: str) -> dict[str,
         priors: by source.
         precision: ``"32-true"``, all as they are, or ``"bf16-mixed"``: see :meth:`ContinuousFlow.with_autocast`.
     """
-    if precision not in PRECISIONS:
-        raise ConfigurationError(f"precision must be one of {PRECISIONS}; got {precision!r}")
+    check_precision(precision)
     half = precision == "bf16-mixed"
     return {
         name: prior.with_autocast() if half and isinstance(prior, ContinuousFlow) else prior
