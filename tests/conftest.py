@@ -43,7 +43,7 @@ def wiener():
     from pyrosep.priors import Denoiser
 
     class Wiener(Denoiser):
-        def forward(self, y, sigma):
+        def forward(self, y, sigma, alpha=None):
             sigma = sigma.unsqueeze(-1)
             scale = (self.variance + sigma.square()).sqrt()
             power = torch.fft.rfft(y * scale) * (self.spectrum / (self.spectrum + sigma.square()))

@@ -185,6 +185,12 @@ def train_continuousflow_command(
     pitch_jitter: PitchJitter = 0.0,
     flip: Flip = False,
     takes: Annotated[float, typer.Option(help="Share of frames that are the sum of two.")] = 0.0,
+    interference: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of frames that other sources are mixed into; 0: none.")
+    ] = 0.0,
+    told: Annotated[
+        str, typer.Option(help="What the network is told of other sources: presence, level or nothing.")
+    ] = "presence",
     start: Start = None,
     workers: Workers = 1,
     devices: Devices = 1,
@@ -204,6 +210,7 @@ def train_continuousflow_command(
     with reported():
         from pyrosep.priors import DENOISERS
         from pyrosep.priors.augmentation import Augmentation
+        from pyrosep.priors.interference import Interference
 
         if size not in DENOISERS:
             raise ConfigurationError(f"--size must be one of {', '.join(DENOISERS)}; got {size!r}")
@@ -237,6 +244,7 @@ def train_continuousflow_command(
             "sigma_max": sigma_max,
             "spread": spread or None,
             "augmentation": augmentation,
+            "interference": Interference(interference, told=told) if interference else None,
             "half": half,
             "start": start,
             "resume": not overwrite,
@@ -327,9 +335,9 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
     if job["data"] == "toy":
         frames = toy_frames(name, frame, seed=settings.seed)
     else:
-        contrast = bool(job.get("contrast"))
-        songs, there = open_songs(job["data"], subset="train", sources=None if contrast else [name])
-        others = tuple(other for other in there if other != name) if contrast else ()
+        heard = bool(job.get("contrast") or job.get("interference"))
+        songs, there = open_songs(job["data"], subset="train", sources=None if heard else [name])
+        others = tuple(other for other in there if other != name) if heard else ()
         frames = song_frames(
             songs,
             name,
@@ -398,6 +406,7 @@ def _train_continuousflow(job: dict[str, Any], frames: Any, common: dict[str, An
         sigma_min=job["sigma_min"],
         sigma_max=job["sigma_max"],
         spread=job["spread"],
+        interference=job["interference"],
         start=begun,
         **common,
     )

@@ -49,6 +49,10 @@ class SourcePrior(TorchDistribution):
     reverse_steps: int = 64
     #: Whether :meth:`draw_clean` draws from the posterior itself, or from an approximation of it.
     exact_draws: bool = False
+    #: Whether it can be told of interference, see :meth:`at`.
+    knows_interference: bool = False
+    #: The level of the interference that it expects to hear beside its source; 0 for none.
+    interference: float = 0.0
 
     def __init__(
         self,
@@ -78,9 +82,31 @@ class SourcePrior(TorchDistribution):
 
     # --- the family -------------------------------------------------------------------------------------------
 
-    def at(self, sigma: float | Tensor) -> Self:
-        """The same source at noise level ``sigma`` (float, or a tensor that broadcasts with the batch shape)."""
+    def at(self, sigma: float | Tensor, interference: float | None = None) -> Self:
+        r"""The same source at a noise level, and at a level of interference.
+
+        With interference the distribution is that of :math:`x = s + \alpha i + \sigma\epsilon`, i a sum of recordings
+        of *other* sources, as a denoiser meets it whose frame still holds some of them. What is known of it is
+        :meth:`denoise`, :math:`E[s | x]`, and what comes of that alone (:meth:`filtered`, :meth:`draw_clean`); it
+        has no density and no score.
+
+        Arguments:
+            sigma: noise level, float, or a tensor that broadcasts with the batch shape.
+            interference: :math:`\alpha`, from 0 to 1; as it is by default, 0 of a new prior.
+
+        Raises:
+            ConfigurationError: a level that is out of range, or interference for a prior that was trained without.
+        """
         new = copy.copy(self)
+        if interference is not None:
+            if not 0 <= interference <= 1:
+                raise ConfigurationError(f"interference must be from 0 to 1; got {interference!r}")
+            if interference and not self.knows_interference:
+                raise ConfigurationError(
+                    f"this {type(self).__name__} has only heard its own source and can't be told of interference; "
+                    "train it with recordings of other sources (train_continuousflow(interference=...))"
+                )
+            new.interference = float(interference)
         new.sigma = self._checked_sigma(sigma)
         new._batch_shape = torch.broadcast_shapes(self.batch_shape, new.sigma.shape)
         return new
@@ -170,6 +196,7 @@ class SourcePrior(TorchDistribution):
         Its gradient in ``value`` is :meth:`score`, found in the same pass.
         """
         self._check_time(value)
+        self._check_alone("a density")
         value = value.expand(*torch.broadcast_shapes(self.batch_shape, value.shape[:-1]), self.time)
         if torch.is_grad_enabled() and value.requires_grad:
             return _LogProbWithScore.apply(value, self)
@@ -186,6 +213,7 @@ class SourcePrior(TorchDistribution):
     def score(self, value: Tensor) -> Tensor:
         r"""Gradient of the log-density, :math:`\nabla_x \log p_\sigma(x)`: ``(..., time)`` to ``(..., time)``."""
         self._check_time(value)
+        self._check_alone("a score")
         return (self.denoise(value) - value) / self._level(value).square()
 
     def denoise(self, value: Tensor) -> Tensor:
@@ -259,6 +287,12 @@ class SourcePrior(TorchDistribution):
             raise ShapeError(
                 f"expected frames of {self.time} samples on the last axis; got shape {tuple(value.shape)}. "
                 f"Use prior.frame({value.shape[-1] if value.ndim else 1}) for frames of another length"
+            )
+
+    def _check_alone(self, what: str) -> None:
+        if self.interference:
+            raise ConfigurationError(
+                f"with interference this prior has a denoiser, but not {what}; take prior.at(sigma, interference=0)"
             )
 
     def __repr__(self) -> str:

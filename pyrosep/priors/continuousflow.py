@@ -95,6 +95,7 @@ class ContinuousFlow(SourcePrior):
     ) -> None:
         super().__init__(frame, sigma, sigma_min=sigma_min, sample_rate=sample_rate)
         self.network = network.eval().requires_grad_(False)
+        self.knows_interference = network.interference is not None
         self.sigma_max = math.sqrt(float(network.variance) * frame) if sigma_max is None else float(sigma_max)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ConfigurationError(
@@ -110,6 +111,11 @@ class ContinuousFlow(SourcePrior):
 
     # --- the denoiser -----------------------------------------------------------------------------------------
 
+    @property
+    def _alpha(self) -> Tensor | None:
+        """What the network is told of interference."""
+        return self.network.variance.new_tensor([self.interference]) if self.interference else None
+
     def _flat(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Frames ``(n, time)`` in their own precision, and their levels in the network's, ``(n,)``, or ``(1,)``."""
         value = value.expand(*self._batch_of(value), self.time)
@@ -122,7 +128,7 @@ class ContinuousFlow(SourcePrior):
         self._check_time(value)
         flat, sigma = self._flat(value)
         with self._casting():
-            clean = self.network.denoise(flat, sigma)
+            clean = self.network.denoise(flat, sigma, self._alpha)
         return clean.reshape(*self._batch_of(value), self.time)
 
     @property
@@ -135,12 +141,13 @@ class ContinuousFlow(SourcePrior):
         self._check_time(value)
         flat, sigma = self._flat(value)
         with self._casting():
-            clean, gain = self.network.filtered(flat, sigma)
+            clean, gain = self.network.filtered(flat, sigma, self._alpha)
         batch = self._batch_of(value)
         return clean.reshape(*batch, self.time), gain.reshape(*batch, *gain.shape[1:])
 
     def score(self, value: Tensor) -> Tensor:
         self._check_time(value)
+        self._check_alone("a score")
         flat, sigma = self._flat(value)
         with self._casting():
             flow, (_, out, scale) = self.network.flow_of(flat, sigma)
@@ -218,6 +225,7 @@ class ContinuousFlow(SourcePrior):
                 :attr:`probes` by default, and where that is ``None``, 0 for frames up to 256 samples and else 16.
         """
         self._check_time(value)
+        self._check_alone("a density")
         steps = self.density_steps if steps is None else _counted("steps", steps, 1)
         probes = self.probes if probes is None else _counted("probes", probes, 0)
         if probes is None:

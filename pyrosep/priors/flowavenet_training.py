@@ -185,7 +185,8 @@ def _strangers(frames: Frames, count: int) -> Tensor:
     constants = (2 * torch.rand(count, 1) - 1).expand(count, frames.time)
     kinds = [constants, torch.zeros(count, frames.time)]
     if frames.draw_others is not None:
-        kinds.append(frames.draw_others(count))
+        others = frames.draw_others(count)
+        kinds.append(others[torch.arange(count), torch.randint(others.shape[1], (count,))])
     return torch.stack(kinds)[torch.randint(len(kinds), (count,)), torch.arange(count)]
 
 

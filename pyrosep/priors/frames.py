@@ -40,7 +40,8 @@ class Frames:
         held_out: frames to judge by, ``(n, time)``, none of which :attr:`draw` gives.
         sample_rate: Hz.
         exact: the source's exact prior where it is known; what is held out is then judged beside it.
-        draw_others: so many random frames of other sources, for a contrastive term alone.
+        draw_others: so many random frames of each of the other sources, ``(count, other, time)``: for interference or a
+            contrastive term alone.
     """
 
     draw: Callable[[int], Tensor]
@@ -64,8 +65,7 @@ def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> F
     others = [OscillatorPrior(other, frame) for other in WAVES if other != wave]
 
     def draw_others(count: int) -> Tensor:
-        """As many of each, or one more of some."""
-        return torch.cat([others[i % len(others)].sample_clean((1,)).float() for i in range(count)])
+        return torch.stack([other.sample_clean((count,)).float() for other in others], 1)
 
     return Frames(
         lambda count: exact.sample_clean((count,)).float(), kept, int(exact.sample_rate or 0), exact, draw_others
@@ -75,6 +75,11 @@ def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> F
 def held_out_songs(songs: Sequence[Song], source: str) -> list[Song]:
     """Of ten songs that have the source, and more, every tenth: not to be trained on."""
     return [song for song in songs if source in song.stems][9::10]
+
+
+def _training_songs(songs: Sequence[Song], source: str) -> list[Song]:
+    apart = held_out_songs(songs, source)
+    return [song for song in songs if source in song.stems and song not in apart] or list(songs)
 
 
 def song_frames(
@@ -90,30 +95,34 @@ def song_frames(
 ) -> Frames:
     """Random crops of a source's recordings; of ten songs and more every tenth is held out, else other crops of all.
 
-    Of ``others``, sources of the same songs, crops are drawn for a contrastive term alone. With an ``augmentation``
-    what is drawn is changed by it; what is held out is not.
+    Of ``others``, sources of the same songs, crops are drawn too, each by itself. With an ``augmentation`` what is
+    drawn is changed by it; what is held out is not.
 
     Raises:
         DataError: see :class:`~pyrosep.data.RandomCrops`.
     """
-    apart = held_out_songs(songs, source)
-    train = [song for song in songs if source in song.stems and song not in apart] or list(songs)
+    apart, train = held_out_songs(songs, source), _training_songs(songs, source)
     augmentation = augmentation or Augmentation()
-    crops = RandomCrops(train, source, augmentation.length(frame), sample_rate, size=2**32, seed=seed)
+    length = augmentation.length(frame)
+    crops = RandomCrops(train, source, length, sample_rate, size=2**32, seed=seed)
     kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1)
 
-    def draw(count: int) -> Tensor:
-        drawn = torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
-        return augmentation(drawn, frame)
+    def drawn(crops: RandomCrops, count: int) -> Tensor:
+        if not count:
+            return torch.zeros(0, frame)
+        indices = torch.randint(2**32, (count,)).tolist()
+        return augmentation(torch.stack([crops[index] for index in indices]), frame)
 
-    apart_from = [RandomCrops(train, other, frame, crops.sample_rate, size=2**32, seed=seed + 2) for other in others]
+    apart_from = [
+        RandomCrops(_training_songs(songs, other), other, length, crops.sample_rate, size=2**32, seed=seed + 2)
+        for other in others
+    ]
 
     def draw_others(count: int) -> Tensor:
-        indices = torch.randint(2**32, (count,)).tolist()
-        return torch.stack([apart_from[i % len(apart_from)][index] for i, index in enumerate(indices)])
+        return torch.stack([drawn(other, count) for other in apart_from], 1)
 
     return Frames(
-        draw,
+        lambda count: drawn(crops, count),
         torch.stack([kept[i] for i in range(held_out)]),
         crops.sample_rate,
         draw_others=draw_others if apart_from else None,

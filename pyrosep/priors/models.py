@@ -99,12 +99,15 @@ def _flowavenet(source: Config, tensors: dict[str, Tensor], frame: int, sample_r
 
 def _continuousflow_weights(prior: ContinuousFlow, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     config = {"sigma_min": prior.sigma_min, "sigma_max": prior.sigma_max, "size": asdict(prior.network.size)}
+    if prior.knows_interference:
+        config["interference"] = True
     return config, stored_weights(prior.network, dtype)
 
 
 def _continuousflow(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
     kind = BandSize if "window" in source["size"] else DenoiserSize
-    network = _filled(denoiser_of(kind(**source["size"]), tensors["spectrum"]), tensors)
+    told = bool(source.get("interference", False))
+    network = _filled(denoiser_of(kind(**source["size"]), tensors["spectrum"], interference=told), tensors)
     levels = {key: source[key] for key in ("sigma_min", "sigma_max")}
     return ContinuousFlow(network, frame, **levels, sample_rate=sample_rate)
 

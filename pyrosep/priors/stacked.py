@@ -40,7 +40,14 @@ class StackedFlows:
         if strange := [prior for prior in priors if not isinstance(prior, ContinuousFlow)]:
             raise ConfigurationError(f"expected ContinuousFlow priors; got {strange}")
         kinds = {
-            (type(prior.network), prior.network.size, prior.time, prior.network.variance.dtype) for prior in priors
+            (
+                type(prior.network),
+                prior.network.size,
+                prior.time,
+                prior.knows_interference,
+                prior.network.variance.dtype,
+            )
+            for prior in priors
         }
         if len(kinds) != 1:
             raise ConfigurationError(f"priors that are stacked must share size, frame and precision; got {kinds}")

@@ -160,8 +160,8 @@ def test_what_is_left_goes_to_the_source_that_sounds_there(double):
     priors = {name: ContinuousFlow(BandDenoiser(TINY, torch.ones(9)).double(), 64, sigma_min=0.01) for name in "ab"}
 
     class Louder(BandDenoiser):
-        def _removed(self, spectra, ratio, level):
-            return super()._removed(spectra, ratio, level) * 0.01
+        def _removed(self, spectra, ratio, level, heard):
+            return super()._removed(spectra, ratio, level, heard) * 0.01
 
     priors["a"] = ContinuousFlow(Louder(TINY, torch.ones(9)).double(), 64, sigma_min=0.01)
     z = {name: torch.zeros(4, 64) for name in priors}

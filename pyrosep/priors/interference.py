@@ -1,0 +1,90 @@
+"""Recordings of other sources beside a source's own: what a denoiser learns to tell apart from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrosep.errors import ConfigurationError
+
+__all__ = ["TOLD", "HeardFrames", "Interference"]
+
+#: What a network may be told of the interference in a frame.
+TOLD = ("nothing", "presence", "level")
+
+
+class HeardFrames(NamedTuple):
+    """Frames of a source, and what else is heard in them.
+
+    Attributes:
+        clean: of the source, ``(n, time)``; silent in some.
+        leak: the sum of other sources, ``(n, time)``; zero where there is none.
+        told: the level of the interference that the network is told, ``(n,)``.
+    """
+
+    clean: Tensor
+    leak: Tensor
+    told: Tensor
+
+
+@dataclass(frozen=True)
+class Interference:
+    r"""How frames of other sources are added to a source's own, :math:`x = s + \alpha i + \sigma\epsilon`.
+
+    The errors of a separation are the other sources. A denoiser that has met its source in white noise alone takes
+    them for its source where the noise is low; one that has met them too removes them. The recordings are of no song
+    together: a source's frames and those of the others are drawn by themselves.
+
+    Attributes:
+        share: of the frames, those that have interference; the others are as they were.
+        presence: the chance of each other source to be in such a frame.
+        full: the chance that a source in it is as loud as it was recorded; else its gain is :math:`u^2`, u uniform.
+        gain_db: standard deviation of the gain of each other source on top of that, in dB.
+        silent: of the frames with interference, those in which the source itself is silent.
+        told: what the network is told: ``"presence"`` (1 where there is interference, else 0), ``"level"`` (the largest
+            gain of another source, without the deviation), or ``"nothing"``.
+    """
+
+    share: float = 0.5
+    presence: float = 0.6
+    full: float = 0.4
+    gain_db: float = 3.0
+    silent: float = 0.1
+    told: str = "presence"
+
+    def __post_init__(self) -> None:
+        shares = (self.share, self.presence, self.full, self.silent)
+        if not (all(0 <= share <= 1 for share in shares) and self.gain_db >= 0):
+            raise ConfigurationError(
+                f"interference needs shares and chances from 0 to 1 and gain_db of at least 0; got {self}"
+            )
+        if self.told not in TOLD:
+            raise ConfigurationError(f"a network may be told {', '.join(TOLD)} of interference; got {self.told!r}")
+
+    def __call__(self, clean: Tensor, draw_others: Callable[[int], Tensor]) -> HeardFrames:
+        """Add other sources' frames to a source's, by torch's own generator.
+
+        Arguments:
+            clean: frames of the source, ``(n, time)``.
+            draw_others: draws so many frames of each of the other sources, ``(count, other, time)``.
+        """
+        count = len(clean)
+        heard = torch.rand(count) < self.share
+        others = draw_others(int(heard.sum()))
+        chance = torch.rand(3, *others.shape[:2])
+        gains = torch.where(chance[0] < self.full, 1.0, chance[1].square()) * (chance[2] < self.presence)
+        signs = torch.randint(0, 2, gains.shape) * 2 - 1
+        jitter = 10 ** (self.gain_db / 20 * torch.randn(gains.shape))
+        leak = torch.zeros_like(clean)
+        leak[heard] = ((gains * signs * jitter).unsqueeze(-1) * others).sum(1)
+        silent = heard & (torch.rand(count) < self.silent)
+        clean = torch.where(silent.unsqueeze(-1), 0.0, clean)
+        told = torch.zeros(count)
+        if self.told != "nothing":
+            # A frame in which chance put no other source has interference as a search has where it is right already.
+            told[heard] = 1.0 if self.told == "presence" else gains.amax(1)
+        return HeardFrames(clean, leak, told)
