@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.precision import multiplies_bfloat16
 
 __all__ = ["Muon", "is_matrix", "orthogonalize"]
 
@@ -28,12 +29,14 @@ def is_matrix(parameter: Tensor) -> bool:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The matrices ``(..., rows, columns)`` with their singular values brought to about one: between 0.6 and 1.3.
 
-    By Newton-Schulz iterations in bfloat16, whose error is far below what that interval allows.
+    By Newton-Schulz iterations in bfloat16, whose error is far below what that interval allows; in single precision on
+    machines to which bfloat16 is foreign, and slow.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).float()
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)).bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+    x = x.bfloat16() if multiplies_bfloat16(x.device) else x
     for _ in range(_ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

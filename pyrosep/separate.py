@@ -32,10 +32,10 @@ from pyrosep.infer import (
 )
 from pyrosep.infer.ladder import check_ladder
 from pyrosep.infer.noising import common_transform
+from pyrosep.precision import check_precision
 from pyrosep.priors import GaussianPrior, SourcePrior
 from pyrosep.priors.base import full_sum
 from pyrosep.priors.continuousflow import in_precision
-from pyrosep.trainer import check_precision
 from pyrosep.windows import cross_fade, windows_of
 
 __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
 from pyrosep.muon import Muon, is_matrix
+from pyrosep.precision import check_precision
 
-__all__ = ["SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings", "check_precision"]
+__all__ = ["SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings"]
 
 SCHEDULES = ("cosine", "constant")
-#: What networks are evaluated in, by the names that Lightning has for it.
-PRECISIONS = ("32-true", "bf16-mixed")
 OPTIMIZERS = ("adamw", "muon")
 #: Beside Muon, what is not a matrix is trained by AdamW, at this part of the learning rate.
 _BESIDE_MUON = 0.15
@@ -38,12 +37,6 @@ Draw = Callable[[int], Any]
 Loss = Callable[[nn.Module, Any], Tensor]
 #: Figures of a network on held-out data, by name.
 Validate = Callable[[nn.Module], Mapping[str, float]]
-
-
-def check_precision(precision: str) -> None:
-    """Raise ConfigurationError for a precision that is none of :data:`PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise ConfigurationError(f"precision must be one of {PRECISIONS}; got {precision!r}")
 
 
 @dataclass(frozen=True)

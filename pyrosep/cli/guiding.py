@@ -85,7 +85,7 @@ def train_guide_command(
     batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 16,
     learning_rate: LearningRate = 0.012,
     optimizer: Optimizer = "muon",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = "auto",
     beta: Annotated[
         float, typer.Option(min=0, max=1, help="Weigh simulated samples by their deviation to twice this power.")
     ] = 0.0,

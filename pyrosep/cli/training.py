@@ -98,7 +98,7 @@ def train_flowavenet_command(
     batch: Batch = 16,
     learning_rate: LearningRate = 0.02,
     optimizer: Optimizer = "muon",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = "auto",
     sigma_min: SigmaMin = 0.01,
     sigma_max: SigmaMax = None,
     score_weight: Annotated[float, typer.Option(help="Weight of denoising score matching in the loss.")] = 0.0,
@@ -175,7 +175,7 @@ def train_continuousflow_command(
     batch: Batch = 32,
     learning_rate: LearningRate = 0.01,
     optimizer: Optimizer = "muon",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = "auto",
     sigma_min: SigmaMin = 0.01,
     sigma_max: SigmaMax = None,
     spread: Annotated[

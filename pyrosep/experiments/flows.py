@@ -25,9 +25,9 @@ from pyrosep.guides import load_guide
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_levels, initial_values
 from pyrosep.mixing import mean_mix, unknown_gains_mix
+from pyrosep.precision import check_precision
 from pyrosep.priors import SourcePrior, load_priors
 from pyrosep.priors.continuousflow import in_precision
-from pyrosep.trainer import check_precision
 
 if TYPE_CHECKING:
     import pandas

@@ -41,7 +41,7 @@ class Augmentation:
 
     def length(self, time: int) -> int:
         """Samples that a frame of ``time`` samples is made of."""
-        return math.ceil((time + 2 * _MARGIN) * 2 ** (self.pitch / 12)) if self.pitch else time
+        return _quick_length(math.ceil(_whole(time) * 2 ** (self.pitch / 12))) if self.pitch else time
 
     def __call__(self, drawn: Tensor, time: int) -> Tensor:
         """Frames ``(n, time)`` of drawn ones, ``(n, length(time))``, by torch's own generator.
@@ -64,10 +64,22 @@ class Augmentation:
     def _shifted(self, take: Tensor, time: int) -> Tensor:
         """``time`` samples at a random pitch, resampled in the Fourier domain."""
         ratio = 2 ** (self.pitch / 12 * (2 * float(torch.rand(())) - 1))
-        whole = time + 2 * _MARGIN
-        own = round(whole * ratio)
+        whole = _whole(time)
+        own = _quick_length(round(whole * ratio))
         bins = torch.fft.rfft(take[:own])
         out = bins.new_zeros(whole // 2 + 1)
         kept = min(len(bins), len(out))
         out[:kept] = bins[:kept]
         return torch.fft.irfft(out, n=whole)[_MARGIN : _MARGIN + time] * (whole / own)
+
+
+def _whole(time: int) -> int:
+    """Samples of a frame with its margins."""
+    return _quick_length(time + 2 * _MARGIN)
+
+
+def _quick_length(samples: int) -> int:
+    """The next length whose Fourier transform is quick: other lengths take up to ten times as long."""
+    from scipy.fft import next_fast_len
+
+    return int(next_fast_len(samples, real=True))

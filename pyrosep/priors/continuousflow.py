@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.precision import check_precision
 from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.denoiser import BandDenoiser, Preconditioned
 from pyrosep.priors.gaussian import GaussianPrior, interpolate_spectrum
-from pyrosep.trainer import check_precision
 
 #: Frames up to so many samples have the trace of their density exact by default; others by so many probes.
 _EXACT, _PROBES = 256, 16
