@@ -42,7 +42,8 @@ class Interference:
     Attributes:
         share: of the frames, those that have interference; the others are as they were.
         presence: the chance of each other source to be in such a frame.
-        full: the chance that a source in it is as loud as it was recorded; else its gain is :math:`u^2`, u uniform.
+        full: the chance that such a frame is a mix, all other sources in it as loud as they were recorded; else the gain
+            of each is :math:`u^2`, u uniform, as of what is left over in a separation.
         gain_db: standard deviation of the gain of each other source on top of that, in dB.
         silent: of the frames with interference, those in which the source itself is silent.
         told: what the network is told: ``"presence"`` (1 where there is interference, else 0), ``"level"`` (the largest
@@ -50,8 +51,8 @@ class Interference:
     """
 
     share: float = 0.5
-    presence: float = 0.6
-    full: float = 0.4
+    presence: float = 0.8
+    full: float = 0.5
     gain_db: float = 3.0
     silent: float = 0.1
     told: str = "presence"
@@ -75,8 +76,9 @@ class Interference:
         count = len(clean)
         heard = torch.rand(count) < self.share
         others = draw_others(int(heard.sum()))
-        chance = torch.rand(3, *others.shape[:2])
-        gains = torch.where(chance[0] < self.full, 1.0, chance[1].square()) * (chance[2] < self.presence)
+        chance = torch.rand(2, *others.shape[:2])
+        mixes = torch.rand(len(others), 1) < self.full
+        gains = torch.where(mixes, 1.0, chance[0].square()) * (chance[1] < self.presence)
         signs = torch.randint(0, 2, gains.shape) * 2 - 1
         jitter = 10 ** (self.gain_db / 20 * torch.randn(gains.shape))
         leak = torch.zeros_like(clean)
