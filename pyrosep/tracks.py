@@ -21,7 +21,9 @@ from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.guides import GuideInfo, load_guide
+from pyrosep.naming import shortened, track_folders
 from pyrosep.priors import ModelInfo, SourcePrior
+from pyrosep.results import check_replaceable, put_in_place, read_record, write_record
 from pyrosep.separate import Separator, Settings
 
 if TYPE_CHECKING:
@@ -37,15 +39,17 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
 
     Arguments:
         inputs: files as they are, and folders with all audio files in them and below, but for hidden ones and for
-            the stems of tracks that were separated into them. Files of one name get their suffix added, and those of
-            one name and suffix the name of their folder.
+            the stems of tracks that were separated into them. How they are named says
+            :func:`~pyrosep.naming.track_folders`.
 
     Raises:
-        MissingFileError: an input that is not there.
+        MissingFileError: an input that is not there, or an empty path.
         DataError: a folder without any audio file.
     """
     files: list[Path] = []
     for given in inputs:
+        if not os.fspath(given):
+            raise MissingFileError("no file or folder ''; give the path of one, or . for the current folder")
         path = Path(given)
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if _is_track(file, path))
@@ -56,27 +60,14 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
             files.append(path)
         else:
             raise MissingFileError(f"no file or folder {path}; check the path")
-    files = list(dict.fromkeys(path.resolve() for path in files))
-    names: dict[str, Path] = {}
-    for naming in (_short, lambda path: path.name, lambda path: f"{path.parent.name} {path.name}", str):
-        pending = [path for path in files if path not in names.values()]
-        labels = [naming(path) for path in pending]
-        names |= {
-            label.replace(os.sep, "_"): path
-            for label, path in zip(labels, pending, strict=True)
-            if labels.count(label) == 1 and label not in names
-        }
-    return {name: path for path in files for name, named in names.items() if named == path}
+    # A link to a file is a track of its own, by its own name: what it points to may be named by a digest.
+    return track_folders(dict.fromkeys(path.parent.resolve() / path.name for path in files))
 
 
 def _is_track(path: Path, root: Path) -> bool:
     if path.suffix.lower() not in AUDIO_SUFFIXES or any(part[0] == "." for part in path.relative_to(root).parts):
         return False
-    return path.is_file() and not (path.parent / "run.json").is_file()
-
-
-def _short(path: Path) -> str:
-    return path.name.removesuffix(".stem.mp4") if path.name.endswith(".stem.mp4") else path.stem
+    return path.is_file() and read_record(path.parent) is None
 
 
 def separate_track(
@@ -105,7 +96,7 @@ def separate_track(
         model: what the priors are; recorded in ``run.json``, and its gains are taken where the settings have none.
         guide: of the same sources, for the methods that use one; recorded too.
         write: the sources to write; all by default. The others explain the mix all the same.
-        overwrite: do it again although it is there.
+        overwrite: do it again although it is there. Only a folder that an earlier run wrote is ever replaced.
         progress: called with the samples done, and all.
 
     Returns:
@@ -113,8 +104,8 @@ def separate_track(
 
     Raises:
         AudioError, MissingFileError: the file can't be read.
-        ConfigurationError: the folder holds something else, or the same track with other settings, and ``overwrite`` is
-            false.
+        ConfigurationError: the folder holds something that no run wrote; or the same track with other settings, and
+            ``overwrite`` is false.
     """
     written = list(priors) if write is None else list(write)
     if unknown := [name for name in written if name not in priors]:
@@ -129,8 +120,9 @@ def separate_track(
     }
     if guide is not None and "guide" in method:
         identity |= {"guide": guide.name, "guide_digest": guide.digest()}
-    if folder.exists() and not overwrite:
-        return _finished(folder, identity)
+    check_replaceable(folder)
+    if not overwrite and (record := read_record(folder)) is not None:
+        return _finished(folder, record, identity)
     started = time.perf_counter()
     about = audio.info(path)
     device = next(iter(priors.values())).sigma.device
@@ -138,7 +130,7 @@ def separate_track(
     separator = Separator(priors, about.sample_rate, settings, guide=loaded, model_gains=model.gains)
     total = separator.listen(audio.blocks(path, separator.window))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:80]}-"))
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{shortened(folder.name, 200)}-"))
     try:
         _write_stems(beside, path, separator, written, about, total, progress)
         report = identity | _report(separator, about, total, time.perf_counter() - started)
@@ -146,30 +138,23 @@ def separate_track(
             idata = _inference_data(separator, summaries)
             report["diagnostics"] = _diagnose(idata)
             write_netcdf(idata, beside / "posterior.nc")
-        (beside / "run.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
+        write_record(beside, report)
         beside.chmod(0o755)
-        beside.rename(folder)
+        put_in_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return report
 
 
-def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    try:
-        report = dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ConfigurationError(
-            f"{folder} is there already and holds no finished track; move it away, or use --overwrite"
-        ) from None
+def _finished(folder: Path, record: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """What the record of a finished track says, if it is of the same settings."""
     expected = json.loads(json.dumps(identity))
-    if differs := [key for key, value in expected.items() if report.get(key) != value]:
+    if differs := [key for key, value in expected.items() if record.get(key) != value]:
         raise ConfigurationError(
             f"{folder} holds a track that was separated with another {', '.join(differs)}; use --overwrite, or "
             "another output folder"
         )
-    return report | {"skipped": True}
+    return record | {"skipped": True}
 
 
 def _write_stems(

@@ -375,6 +375,45 @@ def test_a_folder_without_audio_gets_one_line(model, tmp_path):
     assert "no audio file" in failed("separate", tmp_path / "empty", "-n", model, "-o", tmp_path / "out")
 
 
+def test_an_empty_path_is_not_the_current_folder(song, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(song.parent)
+    line = failed("separate", "", "-n", model, "-o", tmp_path / "out")
+    assert line == "pyrosep: error: no file or folder ''; give the path of one, or . for the current folder"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["..wav", "...wav", ".stem.mp4", "..stem.mp4"])
+def test_no_name_of_a_track_reaches_out_of_its_folder(name, song, model, tmp_path):
+    options = ("-n", model, "-o", tmp_path / "out", "--method", "exact")
+    done("separate", song, *options)
+    (tmp_path / "out" / "my notes.txt").write_text("dear")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    audio.write(tmp_path / "other.wav", noise(), RATE)
+    (tmp_path / "other.wav").rename(tmp_path / name)
+    for flags in ((), ("--overwrite",)):
+        done("separate", tmp_path / name, *options, *flags)
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert (tmp_path / "out" / "tiny" / name / "low.wav").is_file()
+
+
+def test_a_folder_of_another_hand_is_not_overwritten(song, model, tmp_path):
+    folder = tmp_path / "out" / "tiny" / "song"
+    folder.mkdir(parents=True)
+    (folder / "my notes.txt").write_text("dear")
+    line = failed("separate", song, "-n", model, "-o", tmp_path / "out", "--method", "exact", "--overwrite")
+    assert "pyrosep did not write it" in line
+    assert [path.name for path in folder.iterdir()] == ["my notes.txt"]
+
+
+def test_names_that_are_not_utf_8(song, model, tmp_path):
+    path = song.rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    figures = tmp_path / os.fsdecode(b"f\xe9.json")
+    done("separate", path, "-n", model, "-o", tmp_path / os.fsdecode(b"\xe9"), "--method", "exact", "--json", figures)
+    assert json.loads(figures.read_text())["caf%E9"]["input"] == str(path)
+    missing = failed("separate", tmp_path / os.fsdecode(b"g\xe9.wav"), "-n", model)
+    assert "no file or folder" in missing
+
+
 def test_other_tracks_are_still_done(song, model, tmp_path):
     for fault in FAULTS:
         fault(tmp_path / f"{fault.__name__}.wav")

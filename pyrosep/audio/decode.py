@@ -78,7 +78,8 @@ def _open_soundfile(path: Path, stream: int, stack: contextlib.ExitStack) -> Ope
     import soundfile
 
     try:
-        file = stack.enter_context(soundfile.SoundFile(path))
+        # As bytes: soundfile can't encode the lone surrogates of a name that is not UTF-8.
+        file = stack.enter_context(soundfile.SoundFile(os.fsencode(path)))
     except soundfile.LibsndfileError:
         return None
     _check_stream(path, stream, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -214,6 +215,17 @@ def test_a_real_stem_file() -> None:
     assert (mix - torch.stack(stems).sum(0)).square().mean() < 0.1 * mix.square().mean()
     for k, stem in enumerate(stems):
         assert torch.equal(audio.read(path, stream=k + 1, start=2.0, duration=1.0).samples, stem[:, 88_200:132_300])
+
+
+@every_format
+def test_a_name_that_is_not_utf_8(make: Maker, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    whole = audio.read(path).samples
+    odd = path.rename(tmp_path / os.fsdecode(b"caf\xe9" + path.suffix.encode()))
+    assert torch.equal(audio.read(odd).samples, whole)
+    copy = tmp_path / os.fsdecode(b"copy \xe9.wav")
+    audio.write(copy, whole, RATE)
+    assert torch.equal(audio.read(copy).samples, whole)
 
 
 def test_mono_and_resampling_on_reading(tmp_path: Path) -> None:
