@@ -1,17 +1,74 @@
-"""Names that become folders: those of tracks."""
+"""Names that become files and folders: those of sources, and those of tracks."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["MOST_BYTES", "shortened", "track_folders"]
+from pyrosep.errors import ConfigurationError
+
+__all__ = ["MOST_BYTES", "check_source_name", "check_source_names", "shortened", "track_folders"]
 
 #: Most bytes in the name of a file or folder. File systems count bytes, and an emoji has four.
 MOST_BYTES = 255
+#: Most bytes in the name of a source: the rest is for what stands around it in the names of its files.
+MOST_SOURCE_BYTES = 200
+
+
+def check_source_names(names: Iterable[object]) -> None:
+    """Make sure that sources can be told apart, and that each has files of its own.
+
+    The stems of a source, and its weights in a model's file, begin with its name and a dot. A source ``bass.std`` would
+    therefore have files of ``bass``.
+
+    Raises:
+        ConfigurationError: a name that :func:`check_source_name` refuses, a name that is there twice, or one that is
+            another one with a dot and more behind it.
+
+    Example:
+        >>> check_source_names(["bass", "drums", "bass guitar"])
+    """
+    given = list(names)
+    for name in given:
+        check_source_name(name)
+    if twice := [name for name, count in Counter(given).items() if count > 1]:
+        raise ConfigurationError(f"expected each source once; got {', '.join(map(repr, twice))} more than once")
+    for name in map(str, given):
+        for place in (place for place, sign in enumerate(name) if sign == "."):
+            if name[:place] in given:
+                raise ConfigurationError(
+                    f"the sources {name[:place]!r} and {name!r} would have files of the same names; rename one, for "
+                    f"instance to {name.replace('.', ' ')!r}"
+                )
+
+
+def check_source_name(name: object) -> None:
+    """Make sure that a source's name can stand in the name of a file, and that this file is in the folder meant.
+
+    Raises:
+        ConfigurationError: it is no text, empty, too long, begins with a dot, or has a separator of paths or a control
+            character.
+    """
+    reason = ""
+    if not isinstance(name, str):
+        reason = f"a {type(name).__name__}"
+    elif not name:
+        reason = "an empty one"
+    elif name.startswith("."):
+        reason = f"{name!r}, which begins with a dot"
+    elif any(sign in "/\\:" or unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        reason = f"{name!r}, which has a separator of paths or a control character"
+    elif len(name.encode()) > MOST_SOURCE_BYTES:
+        reason = f"{name[:20]!r}..., which has {len(name.encode())} bytes"
+    if reason:
+        raise ConfigurationError(
+            f"expected a name of a source that files can have: text of up to {MOST_SOURCE_BYTES} bytes, without a dot "
+            f"at its beginning, without / \\ : and control characters; got {reason}. Rename the source"
+        )
 
 
 def track_folders(paths: Iterable[Path]) -> dict[str, Path]:

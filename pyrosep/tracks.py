@@ -21,7 +21,7 @@ from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.guides import GuideInfo, load_guide
-from pyrosep.naming import shortened, track_folders
+from pyrosep.naming import check_source_names, shortened, track_folders
 from pyrosep.priors import ModelInfo, SourcePrior
 from pyrosep.results import check_replaceable, put_in_place, read_record, write_record
 from pyrosep.separate import Separator, Settings
@@ -104,10 +104,13 @@ def separate_track(
 
     Raises:
         AudioError, MissingFileError: the file can't be read.
-        ConfigurationError: the folder holds something that no run wrote; or the same track with other settings, and
+        ConfigurationError: sources whose names no files can have, or one that is to be written twice; a folder that
+            holds something that no run wrote; or the same track with other settings, and
             ``overwrite`` is false.
     """
     written = list(priors) if write is None else list(write)
+    check_source_names(priors)
+    check_source_names(written)
     if unknown := [name for name in written if name not in priors]:
         raise ConfigurationError(f"model {model.name!r} has the sources {list(priors)}; asked for {unknown}")
     method = settings.chosen_method(guide is not None)

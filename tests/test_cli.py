@@ -506,6 +506,28 @@ def test_unknown_model(song, tmp_path):
         assert "no model 'nonesuch': expected one that ships (band-gaussian, band-small, music-small," in line
 
 
+@pytest.mark.parametrize("name", ["../../../escaped", "/elsewhere/x", "a\0b"])
+def test_a_model_whose_sources_reach_out_of_the_folder(name, song, model, tmp_path):
+    shutil.copytree(model, tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config["priors"][name] = config["priors"].pop("low")
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    before = sorted(tmp_path.rglob("*"))
+    line = failed("separate", song, "-n", tmp_path / "theirs", "-o", tmp_path / "out" / "a" / "b", "--method", "exact")
+    assert "config.json can't be used: expected a name of a source that files can have" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_source_given_twice(song, stems, model, tmp_path):
+    twice = ("--source", "low", "--source", "low")
+    for command in (
+        ("separate", song, "-n", model, "-o", tmp_path / "out"),
+        ("evaluate", "--data", stems, "-n", model, "--method", "exact"),
+        ("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model"),
+    ):
+        assert "expected each source once; got 'low' more than once" in failed(*command, *twice)
+
+
 def broken(folder, kind):
     if kind == "json":
         (folder / "config.json").write_text("{")

@@ -1,11 +1,12 @@
-"""Names that become folders: safe, different, short enough, and no others than they have to be."""
+"""Names that become files and folders: safe, different, short enough, and no others than they have to be."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from pyrosep.naming import MOST_BYTES, shortened, track_folders
+from pyrosep.errors import ConfigurationError
+from pyrosep.naming import MOST_BYTES, check_source_name, check_source_names, shortened, track_folders
 
 
 def names_of(*paths):
@@ -64,3 +65,55 @@ def test_bytes_that_are_not_utf_8_are_escaped():
 
 def test_names_without_a_letter_in_folders_of_one_name():
     assert len(set(names_of("/x/a/b/..wav", "/x/a_b/..wav", "/x_a/b/..wav", "/x/a/b/...wav"))) == 4
+
+
+# Sources
+
+
+@pytest.mark.parametrize("name", ["bass", "bass guitar", "Gitarre (übersteuert)", "no. 1", "🎸", "a" * 200, "-x", "%s"])
+def test_names_of_sources(name):
+    check_source_name(name)
+    check_source_names([name, "drums"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../../../escaped", "begins with a dot"),
+        ("/elsewhere/x", "a separator of paths"),
+        ("a/b", "a separator of paths"),
+        ("a\\b", "a separator of paths"),
+        ("C:x", "a separator of paths"),
+        ("a\0b", r"'a\\x00b'.* a control character"),
+        ("a\nb", "a control character"),
+        ("a\x1b[2J", "a control character"),
+        ("a\udce9", "a control character"),
+        (".", "begins with a dot"),
+        ("..", "begins with a dot"),
+        (".hidden", "begins with a dot"),
+        ("", "got an empty one"),
+        (None, "got a NoneType"),
+        (3, "got a int"),
+        (["bass"], "got a list"),
+        ("ü" * 101, "which has 202 bytes"),
+    ],
+)
+def test_names_that_no_source_may_have(name, words):
+    with pytest.raises(ConfigurationError, match=f"expected a name of a source that files can have.*{words}"):
+        check_source_name(name)
+    with pytest.raises(ConfigurationError):
+        check_source_names(["drums", name])
+
+
+@pytest.mark.parametrize("names", [("bass", "bass.std"), ("bass.draw0", "bass"), ("a.b", "a.b.c"), ("a", "a.b.c")])
+def test_sources_whose_files_would_be_mixed_up(names):
+    with pytest.raises(ConfigurationError, match=r"the sources '.*would have files of the same names; rename one"):
+        check_source_names(names)
+    for name in names:
+        check_source_names([name])
+
+
+def test_a_source_that_is_there_twice():
+    with pytest.raises(ConfigurationError, match="expected each source once; got 'bass' more than once"):
+        check_source_names(["bass", "drums", "bass"])
+    check_source_names(["bass", "bass2", "std", "a.b", "a.c"])

@@ -374,6 +374,15 @@ def test_windows_are_read_as_they_are_needed(track, priors, tmp_path, monkeypatc
 # Names
 
 
+def test_sources_must_have_files_of_their_own(track, priors, tmp_path):
+    for name in ("../escaped", "low.std", "a\0b"):
+        with pytest.raises(ConfigurationError, match="ename"):
+            run(track, tmp_path / "out", priors | {name: priors["low"]}, EXACT)
+    with pytest.raises(ConfigurationError, match="expected each source once; got 'low' more than once"):
+        run(track, tmp_path / "out", priors, EXACT, write=["low", "low"])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["song", "🎵" * 62, "x" * 251, os.fsdecode(b"caf\xe9"), "new\nline"])
 def test_any_name_that_a_file_can_have(track, priors, tmp_path, name):
     """Written, found again, and written once more."""
