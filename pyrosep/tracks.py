@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,9 +19,17 @@ from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.guides import GuideInfo, load_guide
-from pyrosep.naming import check_source_names, shortened, track_folders
+from pyrosep.naming import check_source_names, track_folders
 from pyrosep.priors import ModelInfo, SourcePrior
-from pyrosep.results import check_replaceable, put_in_place, read_record, write_record
+from pyrosep.results import (
+    check_replaceable,
+    damaged_files,
+    put_in_place,
+    read_record,
+    sweep,
+    unfinished,
+    write_record,
+)
 from pyrosep.separate import Separator, Settings
 
 if TYPE_CHECKING:
@@ -86,7 +92,9 @@ def separate_track(
 
     Writes ``{source}.wav``, ``{source}.std.wav`` and as many ``{source}.drawN.wav`` as the settings ask for (float32,
     at the file's rate and with its channels), ``run.json``, and for chains ``posterior.nc`` with the summaries of every
-    draw. The folder appears when all of it is written.
+    draw. The folder appears when all of it is written. A former run's folder is replaced where ``overwrite`` says so,
+    or where files that it recorded are missing or have another size; what it did not write, or what was changed since,
+    is kept in the new folder. What killed runs left beside the folder is put right first.
 
     Arguments:
         path: of the file.
@@ -123,41 +131,42 @@ def separate_track(
     }
     if guide is not None and "guide" in method:
         identity |= {"guide": guide.name, "guide_digest": guide.digest()}
-    check_replaceable(folder)
-    if not overwrite and (record := read_record(folder)) is not None:
-        return _finished(folder, record, identity)
+    sweep(folder.parent)
+    if (finished := _finished(folder, identity, overwrite)) is not None:
+        return finished
     started = time.perf_counter()
     about = audio.info(path)
     device = next(iter(priors.values())).sigma.device
     loaded = load_guide(guide.folder, device=device) if guide is not None and "guide" in method else None
     separator = Separator(priors, about.sample_rate, settings, guide=loaded, model_gains=model.gains)
     total = separator.listen(audio.blocks(path, separator.window))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{shortened(folder.name, 200)}-"))
-    try:
-        _write_stems(beside, path, separator, written, about, total, progress)
+    with unfinished(folder) as new:
+        _write_stems(new, path, separator, written, about, total, progress)
         report = identity | _report(separator, about, total, time.perf_counter() - started)
         if summaries := separator.summaries():
             idata = _inference_data(separator, summaries)
             report["diagnostics"] = _diagnose(idata)
-            write_netcdf(idata, beside / "posterior.nc")
-        write_record(beside, report)
-        beside.chmod(0o755)
-        put_in_place(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            write_netcdf(idata, new / "posterior.nc")
+        report = write_record(new, report)
+        # Another run may have finished the same track meanwhile.
+        if (finished := _finished(folder, identity, overwrite)) is not None:
+            return finished
+        put_in_place(new, folder)
     return report
 
 
-def _finished(folder: Path, record: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """What the record of a finished track says, if it is of the same settings."""
+def _finished(folder: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """What the record of a finished track of the same settings says; ``None`` where the track is to be separated."""
+    check_replaceable(folder)
+    if overwrite or (record := read_record(folder)) is None:
+        return None
     expected = json.loads(json.dumps(identity))
     if differs := [key for key, value in expected.items() if record.get(key) != value]:
         raise ConfigurationError(
             f"{folder} holds a track that was separated with another {', '.join(differs)}; use --overwrite, or "
             "another output folder"
         )
-    return record | {"skipped": True}
+    return None if damaged_files(folder, record) else record | {"skipped": True}
 
 
 def _write_stems(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import av
@@ -929,7 +930,6 @@ def test_as_a_program(song, model, tmp_path):
 def test_ctrl_c(song, model, tmp_path):
     """The program gets the signal in the middle of a track, ends with 130 and leaves no track half-written."""
     import signal
-    import time
 
     command = [sys.executable, "-m", "pyrosep", "separate", str(song), "-n", str(model), "-o", str(tmp_path / "out")]
     process = subprocess.Popen([*command, "--warmup", "10000000"], stderr=subprocess.PIPE, text=True)
@@ -945,6 +945,26 @@ def test_ctrl_c(song, model, tmp_path):
     assert process.returncode == 130
     assert stderr == "pyrosep: interrupted: what was finished is kept; run the same command again to go on\n"
     assert list((tmp_path / "out" / "tiny").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_run(song, model, tmp_path):
+    """What it leaves is removed by the next run, which finishes the track."""
+    out = tmp_path / "out" / "tiny"
+    command = ("separate", song, "-n", model, "-o", tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "-m", "pyrosep", *map(str, command), "--warmup", "10000000"])
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob(".song-*/new/.*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        done(*command, "--method", "exact", "--source", "low")
+        assert len(os.listdir(out)) == 2, "what a live run writes stays"
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+    assert len(os.listdir(out)) == 2
+    assert "kept" in done(*command, "--method", "exact", "--source", "low").stdout
+    assert os.listdir(out) == ["song"]
 
 
 # --- flows ---------------------------------------------------------------------------------------------------------

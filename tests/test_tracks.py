@@ -252,6 +252,58 @@ def test_other_settings_are_refused(track, priors, tmp_path, change):
     assert (out / "high.wav").exists() == (change != "sources"), "nothing of the former run stays"
 
 
+@pytest.mark.parametrize("change", ["missing", "empty", "missing posterior"])
+@pytest.mark.parametrize("sizes", [True, False], ids=["sizes", "no-sizes"])
+def test_a_track_that_is_not_whole_is_not_finished(track, priors, tmp_path, change, sizes):
+    out = tmp_path / "out"
+    settings = Settings(chains=2, draws=4, warmup=1, segment=0.1, keep=1)
+    run(track, out, priors, settings)
+    before = audio.read(out / "low.draw0.wav").samples
+    if not sizes:  # as runs wrote it that did not record them
+        record = json.loads((out / "run.json").read_text())
+        del record["files"]
+        (out / "run.json").write_text(json.dumps(record))
+    assert run(track, out, priors, settings)["skipped"]
+    path = out / ("posterior.nc" if change == "missing posterior" else "low.draw0.wav")
+    if change == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    assert "skipped" not in run(track, out, priors, settings)
+    assert torch.equal(audio.read(out / "low.draw0.wav").samples, before)
+    assert run(track, out, priors, settings)["skipped"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "song.wav"]
+
+
+def test_a_stem_that_was_changed_is_kept_beside_the_new_one(track, priors, tmp_path):
+    out = tmp_path / "out"
+    run(track, out, priors, EXACT)
+    (out / "low.wav").write_bytes(b"cut by hand")
+    (out / "my notes.txt").write_text("dear")
+    with pytest.warns(UserWarning, match=r"low\.wav was not as pyrosep wrote it.* is now low\.before1\.wav"):
+        assert "skipped" not in run(track, out, priors, EXACT)
+    run(track, out, priors, EXACT, overwrite=True)
+    assert (out / "low.before1.wav").read_bytes() == b"cut by hand"
+    assert (out / "my notes.txt").read_text() == "dear"
+    assert run(track, out, priors, EXACT)["skipped"]
+
+
+def test_two_runs_into_one_folder(track, priors, tmp_path):
+    """The one that comes last finds the track finished, and keeps it; with other settings it fails."""
+    out, more = tmp_path / "out" / "song", tmp_path / "out" / "more"
+    other = Settings("exact", segment=0.1)
+
+    def meanwhile(settings):
+        return lambda done, total: run(track, out, priors, settings) if not out.exists() else None
+
+    assert run(track, out, priors, EXACT, progress=meanwhile(EXACT))["skipped"]
+    assert run(track, out, priors, EXACT)["skipped"]
+    assert "skipped" not in run(track, out, priors, EXACT, overwrite=True, progress=meanwhile(EXACT))
+    with pytest.raises(ConfigurationError, match="another settings"):
+        run(track, more, priors, EXACT, progress=lambda done, total: run(track, more, priors, other))
+    assert sorted(os.listdir(out.parent)) == ["more", "song"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("content", [None, "no json", "[]", "{}", '{"pyrosep": "0", "score": 3}'])
 def test_a_folder_of_something_else_is_left_alone(track, priors, tmp_path, content, overwrite):
