@@ -105,9 +105,13 @@ def digest(folder: str | os.PathLike[str]) -> str:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file whole or not at all: beside its place, then renamed."""
+    """Write a text file whole or not at all: beside its place, then renamed.
+
+    It is UTF-8. A file's name may hold bytes that are not, and then comes with lone surrogates, for which there are no
+    bytes in UTF-8: they are written as escapes, by which JSON gives back the same name.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     beside.replace(target)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +19,17 @@ from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.guides import GuideInfo, load_guide
+from pyrosep.naming import check_source_names, track_folders
 from pyrosep.priors import ModelInfo, SourcePrior
+from pyrosep.results import (
+    check_replaceable,
+    damaged_files,
+    put_in_place,
+    read_record,
+    sweep,
+    unfinished,
+    write_record,
+)
 from pyrosep.separate import Separator, Settings
 
 if TYPE_CHECKING:
@@ -37,15 +45,17 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
 
     Arguments:
         inputs: files as they are, and folders with all audio files in them and below, but for hidden ones and for
-            the stems of tracks that were separated into them. Files of one name get their suffix added, and those of
-            one name and suffix the name of their folder.
+            the stems of tracks that were separated into them. How they are named says
+            :func:`~pyrosep.naming.track_folders`.
 
     Raises:
-        MissingFileError: an input that is not there.
+        MissingFileError: an input that is not there, or an empty path.
         DataError: a folder without any audio file.
     """
     files: list[Path] = []
     for given in inputs:
+        if not os.fspath(given):
+            raise MissingFileError("no file or folder ''; give the path of one, or . for the current folder")
         path = Path(given)
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if _is_track(file, path))
@@ -56,27 +66,14 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
             files.append(path)
         else:
             raise MissingFileError(f"no file or folder {path}; check the path")
-    files = list(dict.fromkeys(path.resolve() for path in files))
-    names: dict[str, Path] = {}
-    for naming in (_short, lambda path: path.name, lambda path: f"{path.parent.name} {path.name}", str):
-        pending = [path for path in files if path not in names.values()]
-        labels = [naming(path) for path in pending]
-        names |= {
-            label.replace(os.sep, "_"): path
-            for label, path in zip(labels, pending, strict=True)
-            if labels.count(label) == 1 and label not in names
-        }
-    return {name: path for path in files for name, named in names.items() if named == path}
+    # A link to a file is a track of its own, by its own name: what it points to may be named by a digest.
+    return track_folders(dict.fromkeys(path.parent.resolve() / path.name for path in files))
 
 
 def _is_track(path: Path, root: Path) -> bool:
     if path.suffix.lower() not in AUDIO_SUFFIXES or any(part[0] == "." for part in path.relative_to(root).parts):
         return False
-    return path.is_file() and not (path.parent / "run.json").is_file()
-
-
-def _short(path: Path) -> str:
-    return path.name.removesuffix(".stem.mp4") if path.name.endswith(".stem.mp4") else path.stem
+    return path.is_file() and read_record(path.parent) is None
 
 
 def separate_track(
@@ -95,7 +92,9 @@ def separate_track(
 
     Writes ``{source}.wav``, ``{source}.std.wav`` and as many ``{source}.drawN.wav`` as the settings ask for (float32,
     at the file's rate and with its channels), ``run.json``, and for chains ``posterior.nc`` with the summaries of every
-    draw. The folder appears when all of it is written.
+    draw. The folder appears when all of it is written. A former run's folder is replaced where ``overwrite`` says so,
+    or where files that it recorded are missing or have another size; what it did not write, or what was changed since,
+    is kept in the new folder. What killed runs left beside the folder is put right first.
 
     Arguments:
         path: of the file.
@@ -105,7 +104,7 @@ def separate_track(
         model: what the priors are; recorded in ``run.json``, and its gains are taken where the settings have none.
         guide: of the same sources, for the methods that use one; recorded too.
         write: the sources to write; all by default. The others explain the mix all the same.
-        overwrite: do it again although it is there.
+        overwrite: do it again although it is there. Only a folder that an earlier run wrote is ever replaced.
         progress: called with the samples done, and all.
 
     Returns:
@@ -113,10 +112,13 @@ def separate_track(
 
     Raises:
         AudioError, MissingFileError: the file can't be read.
-        ConfigurationError: the folder holds something else, or the same track with other settings, and ``overwrite`` is
-            false.
+        ConfigurationError: sources whose names no files can have, or one that is to be written twice; a folder that
+            holds something that no run wrote; or the same track with other settings, and
+            ``overwrite`` is false.
     """
     written = list(priors) if write is None else list(write)
+    check_source_names(priors)
+    check_source_names(written)
     if unknown := [name for name in written if name not in priors]:
         raise ConfigurationError(f"model {model.name!r} has the sources {list(priors)}; asked for {unknown}")
     method = settings.chosen_method(guide is not None)
@@ -129,47 +131,42 @@ def separate_track(
     }
     if guide is not None and "guide" in method:
         identity |= {"guide": guide.name, "guide_digest": guide.digest()}
-    if folder.exists() and not overwrite:
-        return _finished(folder, identity)
+    sweep(folder.parent)
+    if (finished := _finished(folder, identity, overwrite)) is not None:
+        return finished
     started = time.perf_counter()
     about = audio.info(path)
     device = next(iter(priors.values())).sigma.device
     loaded = load_guide(guide.folder, device=device) if guide is not None and "guide" in method else None
     separator = Separator(priors, about.sample_rate, settings, guide=loaded, model_gains=model.gains)
     total = separator.listen(audio.blocks(path, separator.window))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:80]}-"))
-    try:
-        _write_stems(beside, path, separator, written, about, total, progress)
+    with unfinished(folder) as new:
+        _write_stems(new, path, separator, written, about, total, progress)
         report = identity | _report(separator, about, total, time.perf_counter() - started)
         if summaries := separator.summaries():
             idata = _inference_data(separator, summaries)
             report["diagnostics"] = _diagnose(idata)
-            write_netcdf(idata, beside / "posterior.nc")
-        (beside / "run.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.chmod(0o755)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            write_netcdf(idata, new / "posterior.nc")
+        report = write_record(new, report)
+        # Another run may have finished the same track meanwhile.
+        if (finished := _finished(folder, identity, overwrite)) is not None:
+            return finished
+        put_in_place(new, folder)
     return report
 
 
-def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    try:
-        report = dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ConfigurationError(
-            f"{folder} is there already and holds no finished track; move it away, or use --overwrite"
-        ) from None
+def _finished(folder: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """What the record of a finished track of the same settings says; ``None`` where the track is to be separated."""
+    check_replaceable(folder)
+    if overwrite or (record := read_record(folder)) is None:
+        return None
     expected = json.loads(json.dumps(identity))
-    if differs := [key for key, value in expected.items() if report.get(key) != value]:
+    if differs := [key for key, value in expected.items() if record.get(key) != value]:
         raise ConfigurationError(
             f"{folder} holds a track that was separated with another {', '.join(differs)}; use --overwrite, or "
             "another output folder"
         )
-    return report | {"skipped": True}
+    return None if damaged_files(folder, record) else record | {"skipped": True}
 
 
 def _write_stems(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import av
@@ -375,6 +376,45 @@ def test_a_folder_without_audio_gets_one_line(model, tmp_path):
     assert "no audio file" in failed("separate", tmp_path / "empty", "-n", model, "-o", tmp_path / "out")
 
 
+def test_an_empty_path_is_not_the_current_folder(song, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(song.parent)
+    line = failed("separate", "", "-n", model, "-o", tmp_path / "out")
+    assert line == "pyrosep: error: no file or folder ''; give the path of one, or . for the current folder"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["..wav", "...wav", ".stem.mp4", "..stem.mp4"])
+def test_no_name_of_a_track_reaches_out_of_its_folder(name, song, model, tmp_path):
+    options = ("-n", model, "-o", tmp_path / "out", "--method", "exact")
+    done("separate", song, *options)
+    (tmp_path / "out" / "my notes.txt").write_text("dear")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    audio.write(tmp_path / "other.wav", noise(), RATE)
+    (tmp_path / "other.wav").rename(tmp_path / name)
+    for flags in ((), ("--overwrite",)):
+        done("separate", tmp_path / name, *options, *flags)
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert (tmp_path / "out" / "tiny" / name / "low.wav").is_file()
+
+
+def test_a_folder_of_another_hand_is_not_overwritten(song, model, tmp_path):
+    folder = tmp_path / "out" / "tiny" / "song"
+    folder.mkdir(parents=True)
+    (folder / "my notes.txt").write_text("dear")
+    line = failed("separate", song, "-n", model, "-o", tmp_path / "out", "--method", "exact", "--overwrite")
+    assert "pyrosep did not write it" in line
+    assert [path.name for path in folder.iterdir()] == ["my notes.txt"]
+
+
+def test_names_that_are_not_utf_8(song, model, tmp_path):
+    path = song.rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    figures = tmp_path / os.fsdecode(b"f\xe9.json")
+    done("separate", path, "-n", model, "-o", tmp_path / os.fsdecode(b"\xe9"), "--method", "exact", "--json", figures)
+    assert json.loads(figures.read_text())["caf%E9"]["input"] == str(path)
+    missing = failed("separate", tmp_path / os.fsdecode(b"g\xe9.wav"), "-n", model)
+    assert "no file or folder" in missing
+
+
 def test_other_tracks_are_still_done(song, model, tmp_path):
     for fault in FAULTS:
         fault(tmp_path / f"{fault.__name__}.wav")
@@ -465,6 +505,28 @@ def test_unknown_model(song, tmp_path):
     for command in (("separate", song), ("evaluate", "--data", "toy"), ("evaluate", "--data", song.parent)):
         line = failed(*command, "-n", "nonesuch")
         assert "no model 'nonesuch': expected one that ships (band-gaussian, band-small, music-small," in line
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "/elsewhere/x", "a\0b"])
+def test_a_model_whose_sources_reach_out_of_the_folder(name, song, model, tmp_path):
+    shutil.copytree(model, tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config["priors"][name] = config["priors"].pop("low")
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    before = sorted(tmp_path.rglob("*"))
+    line = failed("separate", song, "-n", tmp_path / "theirs", "-o", tmp_path / "out" / "a" / "b", "--method", "exact")
+    assert "config.json can't be used: expected a name of a source that files can have" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_source_given_twice(song, stems, model, tmp_path):
+    twice = ("--source", "low", "--source", "low")
+    for command in (
+        ("separate", song, "-n", model, "-o", tmp_path / "out"),
+        ("evaluate", "--data", stems, "-n", model, "--method", "exact"),
+        ("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model"),
+    ):
+        assert "expected each source once; got 'low' more than once" in failed(*command, *twice)
 
 
 def broken(folder, kind):
@@ -868,7 +930,6 @@ def test_as_a_program(song, model, tmp_path):
 def test_ctrl_c(song, model, tmp_path):
     """The program gets the signal in the middle of a track, ends with 130 and leaves no track half-written."""
     import signal
-    import time
 
     command = [sys.executable, "-m", "pyrosep", "separate", str(song), "-n", str(model), "-o", str(tmp_path / "out")]
     process = subprocess.Popen([*command, "--warmup", "10000000"], stderr=subprocess.PIPE, text=True)
@@ -884,6 +945,26 @@ def test_ctrl_c(song, model, tmp_path):
     assert process.returncode == 130
     assert stderr == "pyrosep: interrupted: what was finished is kept; run the same command again to go on\n"
     assert list((tmp_path / "out" / "tiny").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_run(song, model, tmp_path):
+    """What it leaves is removed by the next run, which finishes the track."""
+    out = tmp_path / "out" / "tiny"
+    command = ("separate", song, "-n", model, "-o", tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "-m", "pyrosep", *map(str, command), "--warmup", "10000000"])
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob(".song-*/new/.*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        done(*command, "--method", "exact", "--source", "low")
+        assert len(os.listdir(out)) == 2, "what a live run writes stays"
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+    assert len(os.listdir(out)) == 2
+    assert "kept" in done(*command, "--method", "exact", "--source", "low").stdout
+    assert os.listdir(out) == ["song"]
 
 
 # --- flows ---------------------------------------------------------------------------------------------------------

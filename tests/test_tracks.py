@@ -126,6 +126,17 @@ def test_missing_and_empty(tmp_path):
     with pytest.raises(DataError, match=r"holds no audio file \(\.wav, \.flac"):
         find_tracks([tmp_path])
     assert find_tracks([]) == {}
+    with pytest.raises(MissingFileError, match="no file or folder ''; give the path of one"):
+        find_tracks([""])
+
+
+def test_a_link_is_named_by_its_own_name(tmp_path):
+    touch(tmp_path, "blobs/sha256-0af")
+    (tmp_path / "in").mkdir()
+    for name in ("My Song.wav", "again.wav"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "blobs" / "sha256-0af")
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    assert list(find_tracks([tmp_path / "in", tmp_path / "linked" / "again.wav"])) == ["My Song", "again"]
 
 
 def test_stems_that_were_written_are_no_tracks(track, priors):
@@ -241,15 +252,103 @@ def test_other_settings_are_refused(track, priors, tmp_path, change):
     assert (out / "high.wav").exists() == (change != "sources"), "nothing of the former run stays"
 
 
-@pytest.mark.parametrize("content", [None, "no json", "[]", "{}"])
-def test_a_folder_of_something_else_is_left_alone(track, priors, tmp_path, content):
+@pytest.mark.parametrize("change", ["missing", "empty", "missing posterior"])
+@pytest.mark.parametrize("sizes", [True, False], ids=["sizes", "no-sizes"])
+def test_a_track_that_is_not_whole_is_not_finished(track, priors, tmp_path, change, sizes):
+    out = tmp_path / "out"
+    settings = Settings(chains=2, draws=4, warmup=1, segment=0.1, keep=1)
+    run(track, out, priors, settings)
+    before = audio.read(out / "low.draw0.wav").samples
+    if not sizes:  # as runs wrote it that did not record them
+        record = json.loads((out / "run.json").read_text())
+        del record["files"]
+        (out / "run.json").write_text(json.dumps(record))
+    assert run(track, out, priors, settings)["skipped"]
+    path = out / ("posterior.nc" if change == "missing posterior" else "low.draw0.wav")
+    if change == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    assert "skipped" not in run(track, out, priors, settings)
+    assert torch.equal(audio.read(out / "low.draw0.wav").samples, before)
+    assert run(track, out, priors, settings)["skipped"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "song.wav"]
+
+
+def test_a_stem_that_was_changed_is_kept_beside_the_new_one(track, priors, tmp_path):
+    out = tmp_path / "out"
+    run(track, out, priors, EXACT)
+    (out / "low.wav").write_bytes(b"cut by hand")
+    (out / "my notes.txt").write_text("dear")
+    with pytest.warns(UserWarning, match=r"low\.wav was not as pyrosep wrote it.* is now low\.before1\.wav"):
+        assert "skipped" not in run(track, out, priors, EXACT)
+    run(track, out, priors, EXACT, overwrite=True)
+    assert (out / "low.before1.wav").read_bytes() == b"cut by hand"
+    assert (out / "my notes.txt").read_text() == "dear"
+    assert run(track, out, priors, EXACT)["skipped"]
+
+
+def test_two_runs_into_one_folder(track, priors, tmp_path):
+    """The one that comes last finds the track finished, and keeps it; with other settings it fails."""
+    out, more = tmp_path / "out" / "song", tmp_path / "out" / "more"
+    other = Settings("exact", segment=0.1)
+
+    def meanwhile(settings):
+        return lambda done, total: run(track, out, priors, settings) if not out.exists() else None
+
+    assert run(track, out, priors, EXACT, progress=meanwhile(EXACT))["skipped"]
+    assert run(track, out, priors, EXACT)["skipped"]
+    assert "skipped" not in run(track, out, priors, EXACT, overwrite=True, progress=meanwhile(EXACT))
+    with pytest.raises(ConfigurationError, match="another settings"):
+        run(track, more, priors, EXACT, progress=lambda done, total: run(track, more, priors, other))
+    assert sorted(os.listdir(out.parent)) == ["more", "song"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("content", [None, "no json", "[]", "{}", '{"pyrosep": "0", "score": 3}'])
+def test_a_folder_of_something_else_is_left_alone(track, priors, tmp_path, content, overwrite):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "diary.txt").write_text("dear")
+    (tmp_path / "out" / "my notes.txt").write_text("dear")
     if content is not None:
         (tmp_path / "out" / "run.json").write_text(content)
-    with pytest.raises(ConfigurationError, match="--overwrite"):
-        run(track, tmp_path / "out", priors)
-    assert (tmp_path / "out" / "diary.txt").read_text() == "dear"
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        ConfigurationError, match=r"pyrosep did not write it.* Move it away, or name another output folder"
+    ):
+        run(track, tmp_path / "out", priors, overwrite=overwrite)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "out" / "my notes.txt").read_text() == "dear"
+
+
+def test_what_is_there_and_no_folder_is_left_alone(track, priors, tmp_path):
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    for name in ("file", "link", "empty"):
+        with pytest.raises(ConfigurationError, match="pyrosep did not write it"):
+            run(track, tmp_path / name, priors, EXACT, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_comes_about_meanwhile_is_left_alone(track, priors, tmp_path):
+    out = tmp_path / "out" / "song"
+
+    def make(done, total):
+        out.mkdir(exist_ok=True)
+        (out / "my notes.txt").write_text("dear")
+
+    with pytest.raises(ConfigurationError, match="pyrosep did not write it"):
+        run(track, out, priors, EXACT, overwrite=True, progress=make)
+    assert [path.name for path in out.parent.iterdir()] == ["song"]
+    assert [path.name for path in out.iterdir()] == ["my notes.txt"]
+
+
+@pytest.mark.parametrize("name", [".", "..", ""])
+def test_a_folder_must_have_a_name(track, priors, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="a folder with a name of its own"):
+        run(track, Path(name), priors, EXACT, overwrite=True)
+    assert track.is_file()
 
 
 # Interruptions
@@ -322,6 +421,37 @@ def test_windows_are_read_as_they_are_needed(track, priors, tmp_path, monkeypatc
     run(track, tmp_path / "out", priors, EXACT, progress=lambda done, total: ahead.append(read - done / hop))
     assert len(ahead) >= 7
     assert max(ahead[:-1]) <= 1
+
+
+# Names
+
+
+def test_sources_must_have_files_of_their_own(track, priors, tmp_path):
+    for name in ("../escaped", "low.std", "a\0b"):
+        with pytest.raises(ConfigurationError, match="ename"):
+            run(track, tmp_path / "out", priors | {name: priors["low"]}, EXACT)
+    with pytest.raises(ConfigurationError, match="expected each source once; got 'low' more than once"):
+        run(track, tmp_path / "out", priors, EXACT, write=["low", "low"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["song", "🎵" * 62, "x" * 251, os.fsdecode(b"caf\xe9"), "new\nline"])
+def test_any_name_that_a_file_can_have(track, priors, tmp_path, name):
+    """Written, found again, and written once more."""
+    path = track.rename(tmp_path / f"{name}.wav")
+    ((label, found),) = find_tracks([path]).items()
+    out = tmp_path / "out" / label
+    for overwrite in (False, True):
+        run(found, out, priors, EXACT, overwrite=overwrite)
+        assert run(found, out, priors, EXACT)["skipped"]
+        assert json.loads((out / "run.json").read_text())["input"] == str(path)
+    assert os.listdir(tmp_path / "out") == [label]
+
+
+def test_a_posterior_below_a_folder_whose_name_is_not_utf_8(track, priors, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9") / "song"
+    run(track, out, priors, Settings(chains=2, draws=4, warmup=1, segment=0.1))
+    assert read_netcdf(out / "posterior.nc").posterior.sizes["draw"] == 4
 
 
 # Formats

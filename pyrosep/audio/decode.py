@@ -78,7 +78,8 @@ def _open_soundfile(path: Path, stream: int, stack: contextlib.ExitStack) -> Ope
     import soundfile
 
     try:
-        file = stack.enter_context(soundfile.SoundFile(path))
+        # As bytes: soundfile can't encode the lone surrogates of a name that is not UTF-8.
+        file = stack.enter_context(soundfile.SoundFile(os.fsencode(path)))
     except soundfile.LibsndfileError:
         return None
     _check_stream(path, stream, 1)
@@ -141,16 +142,26 @@ class _SoundFile:
             _check_end(self.path, position, end, self.sample_rate, 0)
 
 
+def _container(path: Path) -> Any:
+    import av
+
+    # Nothing but this file is opened, whatever a playlist inside it says.
+    options = {"protocol_whitelist": "file"}
+    try:
+        return av.open(f"file:{path}", options=options)
+    except UnicodeDecodeError:
+        # PyAV before 19 refuses titles that are not UTF-8, unless it is told to replace what it can't decode. PyAV 19
+        # reads them by itself, and no longer has the option.
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+
+
 class _Av:
     def __init__(self, path: Path, stream: int, stack: contextlib.ExitStack) -> None:
         import av
 
         self.path = path
         try:
-            # Nothing but this file is opened, whatever a playlist inside it says.
-            self.container = stack.enter_context(
-                av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-            )
+            self.container = stack.enter_context(_container(path))
         except (av.error.FFmpegError, ValueError) as error:
             raise NotAudioError(_unreadable(path)) from error
         audio = self.container.streams.audio

@@ -101,7 +101,7 @@ class Writer:
         self._partial.touch()  # says "permission denied" where soundfile says "system error"
         try:
             self._file = soundfile.SoundFile(
-                self._partial,
+                os.fsencode(self._partial),  # soundfile can't encode a name that is not UTF-8
                 "w",
                 samplerate=int(self.sample_rate),
                 channels=self.channels,

@@ -76,6 +76,7 @@ def evaluate(
         from pyrosep.evaluate import aggregate, song_references, toy_references
         from pyrosep.evaluate import evaluate as score
         from pyrosep.guides import load_guide
+        from pyrosep.naming import check_source_names
         from pyrosep.priors import load_priors, model_info
         from pyrosep.separate import Settings
 
@@ -95,7 +96,7 @@ def evaluate(
             seed=seed,
         )
         if data == "toy":
-            names = tuple(sources or WAVES)
+            check_source_names(names := tuple(sources or WAVES))
             count = songs or 8
             references = toy_references(names, frame=frame, size=count, seed=seed)
             priors = load_priors(info.folder, sources=names, frame=frame, device=chosen_device(device))

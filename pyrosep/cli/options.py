@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -66,6 +68,10 @@ Anew = Annotated[bool, typer.Option("--overwrite", help="Start anew where there 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Errors end with one clear line and a non-zero exit, never with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding lacks: that is no reason to end.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: complain("warning", str(message))
         # ArviZ 0.23 announces its 1.0 on every import.

@@ -132,7 +132,8 @@ def _scores(scores: dict[str, dict[str, float]], title: str) -> Table:
 
 
 def separate(
-    inputs: Annotated[list[Path], typer.Argument(help="Audio files, and folders of them.")],
+    # As text: a Path made of an empty argument would be the current folder.
+    inputs: Annotated[list[str], typer.Argument(help="Audio files, and folders of them.")],
     model: Model = DEFAULT_MODEL,
     out: Out = Path("separated"),
     method: Annotated[
@@ -193,10 +194,10 @@ def separate(
             try:
                 find_tracks([given])
                 usable.append(given)
-            except PyrosepError as error:
+            except (PyrosepError, OSError) as error:
                 failed += 1
                 complain("error", one_line(error))
-                reports[str(given)] = {"input": str(given), "error": one_line(error)}
+                reports[given] = {"input": given, "error": one_line(error)}
         for name, path in find_tracks(usable).items():
             bar, update = track_progress(name, quiet)
             try:

@@ -65,14 +65,17 @@ def train_gaussian_command(
     with reported():
         from pyrosep.data.catalog import open_songs
         from pyrosep.data.toy import WAVES
+        from pyrosep.naming import check_source_names
         from pyrosep.priors import save_priors
         from pyrosep.priors.training import recordings, toy_recordings, train_gaussian
 
         chosen_device(device)  # the fit is one pass of FFTs, bound by reading files; it runs on the CPU everywhere
         if data == "toy":
-            takes = {wave: toy_recordings(wave, seed=seed) for wave in sources or WAVES}
+            check_source_names(names := tuple(sources or WAVES))
+            takes = {wave: toy_recordings(wave, seed=seed) for wave in names}
         else:
             songs, names = open_songs(data, subset="train", sources=sources)
+            check_source_names(names)  # before the work, not after it
             takes = {name: recordings(songs, name, sample_rate) for name in names}
         priors, reports = {}, {}
         for name, own in takes.items():
@@ -275,10 +278,12 @@ def _train_all(
 
     from pyrosep.data.catalog import open_songs
     from pyrosep.data.toy import WAVES
+    from pyrosep.naming import check_source_names
     from pyrosep.priors import save_priors
 
     toy = job["data"] == "toy"
     names = tuple(sources or WAVES) if toy else open_songs(job["data"], subset="train", sources=sources)[1]
+    check_source_names(names)  # before the work, and before one of them becomes the name of a folder
     jobs = [job | {"source": name, "folder": Path(out) / "training" / name} for name in names]
     reports = {}
     for name, (priors, report, lead) in zip(names, _trained(jobs, workers), strict=True):

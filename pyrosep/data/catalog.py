@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pyrosep.data.musdb18 import Musdb18
 from pyrosep.data.stems import Song, StemFolder
 from pyrosep.errors import ConfigurationError
+from pyrosep.naming import check_source_names
 
 __all__ = ["open_songs"]
 
@@ -23,9 +24,11 @@ def open_songs(
         sources: which ones; all by default.
 
     Raises:
-        ConfigurationError: ``MUSDB_PATH`` is not set, or there is no such source.
+        ConfigurationError: ``MUSDB_PATH`` is not set, or there is no such source, or one is given twice.
         DataError, MissingFileError: see :class:`~pyrosep.data.StemFolder`, :class:`~pyrosep.data.Musdb18`.
     """
+    sources = None if sources is None else tuple(sources)
+    check_source_names(sources or ())
     if data != "musdb":
         folder = StemFolder(data, sources)
         return folder, folder.sources
@@ -33,7 +36,7 @@ def open_songs(
     if not root:
         raise ConfigurationError("set the environment variable MUSDB_PATH to the folder that holds MUSDB18")
     songs = Musdb18(root, subset=subset)
-    chosen = songs.sources if sources is None else tuple(sources)
+    chosen = songs.sources if sources is None else sources
     if unknown := [name for name in chosen if name not in songs.sources]:
         raise ConfigurationError(f"MUSDB18 has the sources {list(songs.sources)}; asked for {unknown}")
     return songs, chosen

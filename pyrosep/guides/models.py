@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrosep.checkpoint import digest, load_weights, save_weights, stored_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, UnknownModelError
 from pyrosep.guides.encoder import EncoderGuide
+from pyrosep.naming import check_source_names
 from pyrosep.priors import ModelInfo
 
 __all__ = ["GuideInfo", "check_guide_folder", "find_guide", "guide_info", "load_guide", "save_guide", "shipped_guides"]
@@ -110,12 +111,13 @@ def save_guide(
         provenance: anything that tells how it came about; kept in ``config.json``.
 
     Raises:
-        ConfigurationError: not an encoder guide, a folder that holds something else, or a ``dtype`` that is none of
-            floats or too narrow for the weights.
+        ConfigurationError: not an encoder guide, a folder that holds something else, sources whose names no files can
+            have, or a ``dtype`` that is none of floats or too narrow for the weights.
     """
     if not isinstance(guide, EncoderGuide):
         raise ConfigurationError(f"expected an EncoderGuide; got a {type(guide).__name__}")
     check_guide_folder(folder)
+    check_source_names(guide.names)
     tensors = stored_weights(guide, dtype)
     told = {"model": model, "frame": frame, "summary": summary}
     save_weights(folder, {"kind": KIND, **told, **guide.config, "provenance": dict(provenance or {})}, tensors)
@@ -165,6 +167,10 @@ def _open(guide: str | os.PathLike[str]) -> tuple[GuideInfo, dict[str, Any], dic
         raise CheckpointError(f"{folder / 'config.json'} is not a guide's; priors are loaded by load_priors")
     if not isinstance(config.get("sources"), list):
         raise CheckpointError(f"{folder / 'config.json'} lacks the guide's sources; save it again")
+    try:
+        check_source_names(config["sources"])
+    except ConfigurationError as error:
+        raise CheckpointError(f"{folder / 'config.json'} can't be used: {error}") from None
     info = GuideInfo(
         folder.resolve().name,
         folder,

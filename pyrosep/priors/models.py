@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrosep.checkpoint import digest, load_weights, save_weights, stored_weights
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, PyrosepError, UnknownModelError
+from pyrosep.naming import check_source_names
 from pyrosep.priors.bandnet import BandSize
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.continuousflow import ContinuousFlow
@@ -164,7 +165,7 @@ def load_priors(
 
     Raises:
         UnknownModelError, CheckpointError: see :func:`model_info`.
-        ConfigurationError: a source that the model doesn't have.
+        ConfigurationError: a source that the model doesn't have, or one that is given twice.
 
     Example:
         >>> list(load_priors("toy", frame=2048))
@@ -172,6 +173,7 @@ def load_priors(
     """
     info, config, tensors = _open(model)
     chosen = info.sources if sources is None else tuple(sources)
+    check_source_names(chosen)
     if unknown := [name for name in chosen if name not in info.sources]:
         raise ConfigurationError(f"model {info.name!r} has the sources {list(info.sources)}; asked for {unknown}")
     build = _FAMILIES[info.family][2]
@@ -215,7 +217,8 @@ def save_priors(
         provenance: anything that tells how the priors came about, by source; kept in ``config.json``.
 
     Raises:
-        ConfigurationError: priors of different families, or others than the folder's; a ``dtype`` too narrow.
+        ConfigurationError: priors of different families, or others than the folder's; names that no files can have,
+            or that would mix up the files of two sources; a ``dtype`` too narrow.
     """
     kinds = {(type(prior), prior.time, prior.sample_rate) for prior in priors.values()}
     if len(kinds) != 1:
@@ -245,6 +248,7 @@ def save_priors(
                 f"{family} at {sample_rate} Hz and {frame}: write them to another folder"
             )
         config = config_before | {"gains": gains} | ({"summary": summary} if summary else {})
+    check_source_names([*config["priors"], *(name for name in priors if name not in config["priors"])])
     for name, prior in priors.items():
         own_config, own_tensors = _FAMILIES[family][1](prior, dtype)
         config["priors"][name] = own_config | dict((provenance or {}).get(name, {}))
@@ -271,6 +275,10 @@ def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, T
             f"{folder / 'config.json'} is not a model's: "
             + (f"it lacks {missing}" if missing else f"family {config['family']!r} is none of {list(_FAMILIES)}")
         )
+    try:
+        check_source_names(config["priors"])
+    except ConfigurationError as error:
+        raise CheckpointError(f"{folder / 'config.json'} can't be used: {error}") from None
     info = ModelInfo(
         folder.resolve().name,
         folder,

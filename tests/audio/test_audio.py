@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -216,6 +217,17 @@ def test_a_real_stem_file() -> None:
         assert torch.equal(audio.read(path, stream=k + 1, start=2.0, duration=1.0).samples, stem[:, 88_200:132_300])
 
 
+@every_format
+def test_a_name_that_is_not_utf_8(make: Maker, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    whole = audio.read(path).samples
+    odd = path.rename(tmp_path / os.fsdecode(b"caf\xe9" + path.suffix.encode()))
+    assert torch.equal(audio.read(odd).samples, whole)
+    copy = tmp_path / os.fsdecode(b"copy \xe9.wav")
+    audio.write(copy, whole, RATE)
+    assert torch.equal(audio.read(copy).samples, whole)
+
+
 def test_mono_and_resampling_on_reading(tmp_path: Path) -> None:
     path = make_wav(tmp_path)
     whole = torch.from_numpy(tone())
@@ -347,6 +359,30 @@ def test_intact_mp3_gives_no_alarm(
     # In a tiny file the tag leads the decoder to leave the encoder's padding in place.
     assert torch.equal(got[:, : whole.shape[1]], whole)
     assert got.shape == whole.shape or (seconds < 1 and got.shape[1] - whole.shape[1] < 2 * 1152)
+
+
+@pytest.mark.parametrize("make", [make_mp3, make_m4a], ids=["mp3", "m4a"])
+def test_a_title_that_is_not_utf_8_is_no_error(make: Maker, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    whole = audio.read(path).samples
+    data = path.read_bytes()
+    if make is make_mp3:
+        # An ID3v2.3 tag whose title claims UTF-8 (encoding 3), and is Latin-1.
+        frame = b"TIT2" + struct.pack(">IH", 5, 0) + b"\x03caf\xe9"
+        titled = b"ID3\x03\0\0" + bytes([0, 0, 0, len(frame)]) + frame + data[_id3_bytes(data) :]
+    else:
+        # The name of the program that wrote the file, which the muxer adds, is as long as before.
+        at = data.index(b"Lavf")
+        titled = data[:at] + b"caf\xe9" + data[at + 4 :]
+    (tmp_path / f"titled{path.suffix}").write_bytes(titled)
+    assert torch.equal(audio.read(tmp_path / f"titled{path.suffix}").samples, whole)
+
+
+def _id3_bytes(data: bytes) -> int:
+    """Bytes of the ID3v2 tag that a file begins with."""
+    if not data.startswith(b"ID3"):
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
 
 
 def test_joined_mp3_files_announce_no_length(tmp_path: Path) -> None:

@@ -161,3 +161,18 @@ def test_errors(tmp_path):
     (tmp_path / "guide" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no whole guide"):
         load_guide(tmp_path / "guide")
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/elsewhere/x", "a\0b", "", "bass.std", 3])
+def test_names_of_sources_that_no_files_can_have(name, tmp_path):
+    save_guide(tmp_path / "mine", EncoderGuide(["bass", "drums"]))
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    config["sources"] = ["bass", name]
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
+    for call in (guide_info, load_guide):
+        with pytest.raises(CheckpointError, match=r"config\.json can't be used: .*ename"):
+            call(tmp_path / "mine")
+    if isinstance(name, str) and name and "." not in name:
+        with pytest.raises(ConfigurationError, match="ename"):
+            save_guide(tmp_path / "other", EncoderGuide(["bass", name]))
+        assert not (tmp_path / "other").exists()

@@ -163,6 +163,41 @@ def test_a_folder_that_is_no_model_does_not_hide_one_that_ships(tmp_path, monkey
     assert "sine" in load_priors("toy", frame=256)
 
 
+# --- names of sources --------------------------------------------------------------------------------------------
+
+BAD_NAMES = ["../../../escaped", "/elsewhere/x", "a\0b", "", "..", "low.std"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_reach_out_of_the_folder_are_refused_where_a_model_is_opened(oscillators, tmp_path, name):
+    save_priors(tmp_path, oscillators)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["priors"][name] = config["priors"].pop("high")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for call in (load_priors, model_info):
+        with pytest.raises(CheckpointError, match=r"config\.json can't be used: .*rename|Rename"):
+            call(tmp_path)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_reach_out_of_the_folder_are_refused_where_a_model_is_saved(oscillators, tmp_path, name):
+    low = oscillators["low"]
+    with pytest.raises(ConfigurationError, match="ename"):
+        save_priors(tmp_path / "new", {"low": low, name: low})
+    assert not (tmp_path / "new").exists()
+    save_priors(tmp_path / "old", {"low": low})
+    before = (tmp_path / "old" / "config.json").read_text()
+    with pytest.raises(ConfigurationError, match="ename"):
+        save_priors(tmp_path / "old", {name: low})
+    assert (tmp_path / "old" / "config.json").read_text() == before
+
+
+def test_a_source_that_is_asked_for_twice(oscillators, tmp_path):
+    save_priors(tmp_path, oscillators)
+    with pytest.raises(ConfigurationError, match="expected each source once; got 'low'"):
+        load_priors(tmp_path, sources=["low", "high", "low"])
+
+
 # --- damage ------------------------------------------------------------------------------------------------------
 
 
