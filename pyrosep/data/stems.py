@@ -43,6 +43,8 @@ class Song:
         channels: number of channels; stems with a single one are repeated.
         stems: where each stem lies, those that were not asked for too.
         mixture: where the mix lies; None where it is the sum of the stems.
+        origin: of a solo recording, what it is a part of: recordings of one origin are held out together. None for a
+            song, which is held out by itself.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Song:
     channels: int
     stems: Mapping[str, AudioStream]
     mixture: AudioStream | None = None
+    origin: str | None = None
 
     @classmethod
     def of(
@@ -101,7 +104,7 @@ class Song:
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy can't be sent to the workers of a DataLoader.
         fields = (self.name, self.sources, self.sample_rate, self.frames, self.channels, dict(self.stems))
-        return Song, (*fields, self.mixture)
+        return Song, (*fields, self.mixture, self.origin)
 
     @property
     def has_mix(self) -> bool:
