@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,14 @@ from pyrosep.cli.options import (
     PitchJitter,
     Precision,
     Quiet,
+    Renames,
     SaveEvery,
     Seed,
     Sources,
     Summary,
     ValidateEvery,
+    Weights,
+    chosen_data,
     chosen_device,
     figures_line,
     progress_bar,
@@ -33,7 +37,13 @@ from pyrosep.cli.options import (
 )
 from pyrosep.errors import ConfigurationError
 
-Data = Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="toy; or, once or more: musdb (at MUSDB_PATH), ROOT/SONG/STEM.wav, or solo:ROOT of SOURCE/NAME.wav.",
+    ),
+]
 SampleRate = Annotated[int | None, typer.Option(min=1, help="Hz [default: the recordings' own].")]
 Frame = Annotated[int, typer.Option(min=2, help="Samples in a frame.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")]
@@ -50,6 +60,8 @@ Level = Annotated[str, typer.Option("--gains", help="How loud sources are in a m
 def train_gaussian_command(
     data: Data,
     out: Out,
+    weights: Weights = None,
+    renames: Renames = None,
     sources: Sources = None,
     sample_rate: SampleRate = None,
     frame: Annotated[int, typer.Option(min=2, help="Samples in a frame of the prior.")] = 16_384,
@@ -63,22 +75,30 @@ def train_gaussian_command(
 ) -> None:
     """Fit stationary Gaussian priors (a mean power spectrum each) and add them to the model in OUT."""
     with reported():
-        from pyrosep.data.catalog import open_songs
         from pyrosep.data.toy import WAVES
         from pyrosep.priors import save_priors
-        from pyrosep.priors.training import recordings, toy_recordings, train_gaussian
+        from pyrosep.priors.training import recordings, recordings_by_set, toy_recordings, train_gaussian
 
         chosen_device(device)  # the fit is one pass of FFTs, bound by reading files; it runs on the CPU everywhere
-        if data == "toy":
-            takes = {wave: toy_recordings(wave, seed=seed) for wave in sources or WAVES}
+        chosen = chosen_data(data, weights, renames)
+        shares = None
+        if chosen.simulated:
+            takes = {wave: {"toy": toy_recordings(wave, seed=seed)} for wave in sources or WAVES}
         else:
-            songs, names = open_songs(data, subset="train", sources=sources)
-            takes = {name: recordings(songs, name, sample_rate) for name in names}
+            songs = chosen.open(sources)
+            shares = songs.shares
+            takes = {
+                name: {"": recordings(songs, name, sample_rate)}
+                if shares is None
+                else recordings_by_set(songs, name, sample_rate)
+                for name in songs.sources
+            }
         priors, reports = {}, {}
         for name, own in takes.items():
             with progress_bar(0, f"fitting {name}", quiet) as bar:
-                counted = (bar.update() or take for take in own)
-                priors[name], reports[name] = train_gaussian(counted, frame=frame, window=window)
+                counted = [map(partial(_count, bar), part) for part in own.values()]
+                own_shares = None if shares is None else [shares[data_set] for data_set in own]
+                priors[name], reports[name] = train_gaussian(*counted, frame=frame, window=window, shares=own_shares)
             if not quiet:
                 typer.echo(f"{name}: {figures_line(reports[name])}")
         save_priors(out, priors, gains=gains, summary=summary, provenance=reports)
@@ -87,9 +107,16 @@ def train_gaussian_command(
             typer.echo(f"written to {out}")
 
 
+def _count(bar: Any, take: Any) -> Any:
+    bar.update()
+    return take
+
+
 def train_flowavenet_command(
     data: Data,
     out: Out,
+    weights: Weights = None,
+    renames: Renames = None,
     sources: Sources = None,
     sample_rate: SampleRate = None,
     frame: Frame = 2048,
@@ -147,7 +174,7 @@ def train_flowavenet_command(
         )
         job = {
             "train": _train_flowavenet,
-            "data": data,
+            "data": chosen_data(data, weights, renames),
             "sample_rate": sample_rate,
             "frame": frame,
             "size": size,
@@ -167,6 +194,8 @@ def train_flowavenet_command(
 def train_continuousflow_command(
     data: Data,
     out: Out,
+    weights: Weights = None,
+    renames: Renames = None,
     sources: Sources = None,
     sample_rate: SampleRate = None,
     frame: Frame = 2048,
@@ -215,7 +244,7 @@ def train_continuousflow_command(
         if size not in DENOISERS:
             raise ConfigurationError(f"--size must be one of {', '.join(DENOISERS)}; got {size!r}")
         augmentation = Augmentation(gain_jitter, flip, pitch_jitter, takes)
-        if data == "toy" and augmentation != Augmentation():
+        if data == ["toy"] and augmentation != Augmentation():
             raise ConfigurationError(
                 "--gain-jitter, --pitch-jitter, --flip and --takes are for recordings, not toy data"
             )
@@ -235,7 +264,7 @@ def train_continuousflow_command(
         )
         job = {
             "train": _train_continuousflow,
-            "data": data,
+            "data": chosen_data(data, weights, renames),
             "sample_rate": sample_rate,
             "frame": frame,
             "size": size,
@@ -273,12 +302,11 @@ def _train_all(
     """Do a job for every source, each result written as soon as it is there."""
     import torch
 
-    from pyrosep.data.catalog import open_songs
     from pyrosep.data.toy import WAVES
     from pyrosep.priors import save_priors
 
-    toy = job["data"] == "toy"
-    names = tuple(sources or WAVES) if toy else open_songs(job["data"], subset="train", sources=sources)[1]
+    data = job["data"]
+    names = tuple(sources or WAVES) if data.simulated else data.open(sources).sources
     jobs = [job | {"source": name, "folder": Path(out) / "training" / name} for name in names]
     reports = {}
     for name, (priors, report, lead) in zip(names, _trained(jobs, workers), strict=True):
@@ -326,18 +354,17 @@ def _launched(settings: Any) -> Any:
 
 def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Priors by the folder below OUT that they go to, figures, and whether this process is the one that writes."""
-    from pyrosep.data.catalog import open_songs
     from pyrosep.priors.frames import song_frames, toy_frames
 
     settings, name, frame = job["settings"], job["source"], job["frame"]
     chosen_device(settings.accelerator)  # and the number of threads
     fabric = fabric or _launched(settings)
-    if job["data"] == "toy":
+    if job["data"].simulated:
         frames = toy_frames(name, frame, seed=settings.seed)
     else:
         heard = bool(job.get("contrast") or job.get("interference"))
-        songs, there = open_songs(job["data"], subset="train", sources=None if heard else [name])
-        others = tuple(other for other in there if other != name) if heard else ()
+        songs = job["data"].open(None if heard else [name])
+        others = tuple(other for other in songs.sources if other != name) if heard else ()
         frames = song_frames(
             songs,
             name,
@@ -346,6 +373,7 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
             others=others,
             augmentation=job.get("augmentation"),
             seed=settings.seed,
+            shares=songs.shares,
         )
     common = {"folder": job["folder"], "resume": job["resume"], "quiet": job["quiet"], "label": name, "fabric": fabric}
     priors, report = job["train"](job, frames, common)

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from types import MappingProxyType
 
 from pyrosep import audio
 from pyrosep.data.stems import AudioStream, Song, SongList
@@ -135,6 +136,6 @@ def _recording(path: Path) -> Song:
         sample_rate=info.sample_rate,
         frames=frames,
         channels=info.channels,
-        stems={source: AudioStream(path)},
+        stems=MappingProxyType({source: AudioStream(path)}),
         origin=f"{source}/{origin_of(path.stem)}",
     )

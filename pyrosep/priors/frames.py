@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +120,7 @@ def song_frames(
     augmentation: Augmentation | None = None,
     held_out: int = 64,
     seed: int = 0,
+    shares: Mapping[str, float] | None = None,
 ) -> Frames:
     """Random crops of a source's recordings; songs and origins are held out (:func:`held_out_songs`), else other crops.
 
@@ -127,7 +128,8 @@ def song_frames(
     solo recordings of a single origin.
 
     Of ``others``, sources of the same songs, crops are drawn too, each by itself. With an ``augmentation`` what is
-    drawn is changed by it; what is held out is not.
+    drawn is changed by it; what is held out is not. The ``shares`` of several data sets are those of
+    :class:`~pyrosep.data.RandomCrops`.
 
     Raises:
         DataError: see :class:`~pyrosep.data.RandomCrops`.
@@ -135,8 +137,8 @@ def song_frames(
     augmentation = augmentation or Augmentation()
     length = augmentation.length(frame)
     apart, train = _split(songs, source, length, sample_rate)
-    crops = RandomCrops(train, source, length, sample_rate, size=2**32, seed=seed)
-    kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1)
+    crops = RandomCrops(train, source, length, sample_rate, size=2**32, seed=seed, shares=shares)
+    kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1, shares=shares)
 
     def drawn(crops: RandomCrops, count: int) -> Tensor:
         if not count:
@@ -146,7 +148,13 @@ def song_frames(
 
     apart_from = [
         RandomCrops(
-            _split(songs, other, length, crops.sample_rate)[1], other, length, crops.sample_rate, 2**32, seed + 2
+            _split(songs, other, length, crops.sample_rate)[1],
+            other,
+            length,
+            crops.sample_rate,
+            size=2**32,
+            seed=seed + 2,
+            shares=shares,
         )
         for other in others
     ]

@@ -1,5 +1,7 @@
 """Frames of a source's recordings: which songs and solo recordings are held out."""
 
+import dataclasses
+
 import pytest
 import soundfile
 import torch
@@ -81,3 +83,16 @@ def test_songs_and_recordings_are_held_out_by_their_own_rules(solo, tmp_path):
         soundfile.write(tmp_path / "songs" / f"song{k}" / "piano.wav", torch.zeros(100).numpy(), RATE)
     songs = [*solo({"piano/a": 1000, "piano/b": 100}), *StemFolder(tmp_path / "songs")]
     assert [song.name for song in held_out_songs(songs, "piano")] == ["song9", "piano/b"]
+
+
+def test_data_sets_by_their_shares(solo):
+    """The small set gives three of four frames, of the source and of the others."""
+    levels = {"piano/a": 0.1, "piano/b": 0.2, "bass/a": 0.1, "bass/b": 0.2}
+    songs = solo(dict.fromkeys(levels, 0) | {"piano/a": 4000, "piano/b": 500, "bass/a": 4000, "bass/b": 500}, levels)
+    sets = [song.renamed({}, data_set=song.name[-1]) for song in songs]
+    sets = [dataclasses.replace(song, origin=None) for song in sets]  # nothing is held out
+    frames = song_frames(sets, "piano", 16, others=["bass"], shares={"a": 1.0, "b": 3.0})
+    for drawn in (frames.draw(500)[:, 0], frames.draw_others(500)[:, 0, 0]):
+        share = float((drawn > 0.15).float().mean())
+        assert abs(share - 0.75) < 5 * (0.75 * 0.25 / 500) ** 0.5
+    assert float((frames.held_out[:, 0] > 0.15).float().mean()) > 0.4  # of 64: 0.75 less six standard deviations
