@@ -84,7 +84,8 @@ def test_gaussian_priors_of_several_data_sets(songs, solo, tmp_path, weights, po
 @lightning
 def test_denoisers_of_several_data_sets(songs, solo, tmp_path):
     """Other sources of all sets interfere, by their new names."""
-    command = ("train-prior", "continuousflow", "--size", "tiny", "--interference", 0.5, *SMALL)
+    produced = ("--equalise", 6, "--compress", 0.5, "--reverb", 0.5)
+    command = ("train-prior", "continuousflow", "--size", "tiny", "--interference", 0.5, *produced, *SMALL)
     done(
         *command,
         "--data",
@@ -124,6 +125,7 @@ def test_guides(songs, solo, tmp_path, objective):
     command = (*command, "--temperature-mixes", 4)
     done(*command, "--data", solo, "-o", tmp_path / "first")
     assert guide_info(tmp_path / "first").sources == ("bass", "piano")
+    command = (*command, "--reverb", 0.5)
     done(*command, "--data", songs, "--data", solo, "--weight", 1, "--weight", 0.5, "-o", tmp_path / "second")
     told = json.loads((tmp_path / "second" / "config.json").read_text())["provenance"]
     assert (told["data"], told["weights"]) == (f"{songs} + {solo}", [1.0, 0.5])
@@ -140,6 +142,7 @@ def test_mistakes(songs, solo, tmp_path):
         (("--data", "toy", *MAP), "--weight and --map are for recordings, not --data toy"),
         (("--data", songs, "--data", songs), "expected every data set once"),
         (("--data", songs, "--data", solo, "--weight", 1), "a weight for each of 2 data sets"),
+        (("--data", "toy", "--reverb", 0.5), "--reverb, --flip and --takes are for recordings, not toy data"),
         (("--data", songs, "--weight", 0), "weights of data sets above 0, got [0.0]"),
         (("--data", songs, "--map", "guitar"), "--map takes OLD=NEW by commas"),
         (("--data", songs, "--map", "tuba=bass"), "no data set has the source 'tuba' that is to be renamed"),

@@ -10,7 +10,9 @@ import typer
 from pyrosep.cli.options import (
     Anew,
     ChosenData,
+    Compress,
     Device,
+    Equalise,
     Flip,
     GainJitter,
     Json,
@@ -22,6 +24,7 @@ from pyrosep.cli.options import (
     Precision,
     Quiet,
     Renames,
+    Reverb,
     SaveEvery,
     Seed,
     Sources,
@@ -103,6 +106,9 @@ def train_guide_command(
     gain_jitter: GainJitter = 0.0,
     pitch_jitter: PitchJitter = 0.0,
     flip: Flip = False,
+    equalise: Equalise = 0.0,
+    compress: Compress = 0.0,
+    reverb: Reverb = 0.0,
     annealing: Annotated[
         float, typer.Option(min=0, max=1, help="Part of the ELBO's steps in which the priors' noise falls.")
     ] = 0.7,
@@ -141,11 +147,14 @@ def train_guide_command(
             raise ConfigurationError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
         if network not in ("waves", "bands"):
             raise ConfigurationError(f"--network must be waves or bands; got {network!r}")
-        augmentation = Augmentation(gain_jitter, flip, pitch_jitter)
+        augmentation = Augmentation(
+            gain_jitter, flip, pitch_jitter, equalise=equalise, compress=compress, reverb=reverb
+        )
         chosen = chosen_data(data or ["priors"], data_weights, renames, ("priors", "toy"))
         if chosen.simulated and augmentation != Augmentation():
             raise ConfigurationError(
-                "--gain-jitter, --pitch-jitter and --flip are for recordings, not simulated sources"
+                "--gain-jitter, --pitch-jitter, --equalise, --compress, --reverb and --flip are for recordings, not "
+                "simulated sources"
             )
         check_guide_folder(out)
         size = (
@@ -197,7 +206,7 @@ def train_guide_command(
             **vars(guide.size),
             "shared": guide.shared,
             "project": project,
-            **({} if augmentation == Augmentation() else {"augmentation": asdict(augmentation)}),
+            **({} if augmentation == Augmentation() else {"augmentation": augmentation.details()}),
         }
         result = fit_guide(
             mixing,

@@ -64,6 +64,11 @@ Precision = Annotated[str, typer.Option(help="32-true or bf16-mixed.")]
 GainJitter = Annotated[float, typer.Option(help="Std of a random gain of each frame, dB.")]
 PitchJitter = Annotated[float, typer.Option(help="Largest random shift of pitch, semitones.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Turn every other frame upside down.")]
+Equalise = Annotated[
+    float, typer.Option("--equalise", help="Largest gain of a random smooth filter of each frame, up or down, dB.")
+]
+Compress = Annotated[float, typer.Option("--compress", help="Share of the frames that are compressed.")]
+Reverb = Annotated[float, typer.Option("--reverb", help="Share of the frames in random short reverberation.")]
 ValidateEvery = Annotated[int, typer.Option(min=1, help="Steps between held-out figures.")]
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
 Summary = Annotated[str, typer.Option(help="One line for `pyrosep models`.")]

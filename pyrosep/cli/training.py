@@ -10,7 +10,9 @@ import typer
 
 from pyrosep.cli.options import (
     Anew,
+    Compress,
     Device,
+    Equalise,
     Flip,
     GainJitter,
     Json,
@@ -21,6 +23,7 @@ from pyrosep.cli.options import (
     Precision,
     Quiet,
     Renames,
+    Reverb,
     SaveEvery,
     Seed,
     Sources,
@@ -214,6 +217,9 @@ def train_continuousflow_command(
     pitch_jitter: PitchJitter = 0.0,
     flip: Flip = False,
     takes: Annotated[float, typer.Option(help="Share of frames that are the sum of two.")] = 0.0,
+    equalise: Equalise = 0.0,
+    compress: Compress = 0.0,
+    reverb: Reverb = 0.0,
     interference: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of frames that other sources are mixed into; 0: none.")
     ] = 0.0,
@@ -243,10 +249,11 @@ def train_continuousflow_command(
 
         if size not in DENOISERS:
             raise ConfigurationError(f"--size must be one of {', '.join(DENOISERS)}; got {size!r}")
-        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, takes)
+        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, takes, equalise, compress, reverb)
         if data == ["toy"] and augmentation != Augmentation():
             raise ConfigurationError(
-                "--gain-jitter, --pitch-jitter, --flip and --takes are for recordings, not toy data"
+                "--gain-jitter, --pitch-jitter, --equalise, --compress, --reverb, --flip and --takes are for "
+                "recordings, not toy data"
             )
         settings = _settings(
             device,

@@ -144,7 +144,7 @@ def song_frames(
         if not count:
             return torch.zeros(0, frame)
         indices = torch.randint(2**32, (count,)).tolist()
-        return augmentation(torch.stack([crops[index] for index in indices]), frame)
+        return augmentation(torch.stack([crops[index] for index in indices]), frame, crops.sample_rate)
 
     apart_from = [
         RandomCrops(
