@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.data import Song, ToyMixes
-from pyrosep.errors import ConfigurationError, MissingDependencyError
+from pyrosep.errors import ConfigurationError, DataError, MissingDependencyError
 from pyrosep.guides import EncoderGuide
 from pyrosep.priors import SourcePrior
 from pyrosep.separate import Settings, separate
@@ -64,10 +64,19 @@ class Score:
 def song_references(
     songs: Iterable[Song], sources: Sequence[str], *, seconds: float | None = None, mono: bool = True
 ) -> Iterator[Reference]:
-    """The beginnings of songs, up to ``seconds``, one in memory at a time; a source that a song lacks is silent."""
+    """The beginnings of songs, up to ``seconds``, one in memory at a time; a source that a song lacks is silent.
+
+    Raises:
+        ConfigurationError: ``seconds`` is not a positive number.
+        DataError: a solo recording is among the songs.
+    """
     if seconds is not None and not 0 < seconds < math.inf:
         raise ConfigurationError(f"seconds must be a positive number; got {seconds}")
     for song in songs:
+        if song.origin is not None:
+            raise DataError(
+                f"{song.name!r} is a recording of a single source, which is no mix to separate; give songs with stems"
+            )
         frames = None if seconds is None else max(1, round(seconds * song.sample_rate))
         read = {name: song.read_source(name, 0, frames, silent_if_absent=True) for name in sources}
         mix = song.read_mix(0, frames)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AUDIO_SUFFIXES", "find_tracks", "separate_track"]
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
+AUDIO_SUFFIXES = audio.SUFFIXES
 
 
 def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:

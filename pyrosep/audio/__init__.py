@@ -32,9 +32,12 @@ from pyrosep.errors import (
     SampleRateError,
 )
 
-__all__ = ["Audio", "AudioInfo", "ClippingWarning", "Writer", "blocks", "info", "read", "resample", "write"]
+__all__ = ["SUFFIXES", "Audio", "AudioInfo", "ClippingWarning", "Writer", "blocks", "info", "read", "resample", "write"]
 
 Path = str | os.PathLike[str]
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
+"""Suffixes, in lower case, of the files that are taken for audio where a folder is gone through."""
 
 
 @dataclass(frozen=True, slots=True)

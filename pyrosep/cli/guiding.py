@@ -9,7 +9,10 @@ import typer
 
 from pyrosep.cli.options import (
     Anew,
+    ChosenData,
+    Compress,
     Device,
+    Equalise,
     Flip,
     GainJitter,
     Json,
@@ -20,11 +23,15 @@ from pyrosep.cli.options import (
     PitchJitter,
     Precision,
     Quiet,
+    Renames,
+    Reverb,
     SaveEvery,
     Seed,
     Sources,
     Summary,
     ValidateEvery,
+    Weights,
+    chosen_data,
     figures_line,
     finite,
     parsed_gains,
@@ -54,8 +61,15 @@ def train_guide_command(
     model: Model,
     out: Out,
     data: Annotated[
-        str, typer.Option("--data", help="priors (draws of them), toy, musdb (at MUSDB_PATH), or ROOT/SONG/STEM.wav.")
-    ] = "priors",
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="priors (draws of them) or toy; or, once or more: musdb (at MUSDB_PATH), ROOT/SONG/STEM.wav, or "
+            "solo:ROOT of SOURCE/NAME.wav [priors].",
+        ),
+    ] = None,
+    data_weights: Weights = None,
+    renames: Renames = None,
     sources: Sources = None,
     objective: Annotated[str, typer.Option(help="simulated, elbo, or both in turn.")] = "simulated",
     gains: Annotated[
@@ -92,6 +106,9 @@ def train_guide_command(
     gain_jitter: GainJitter = 0.0,
     pitch_jitter: PitchJitter = 0.0,
     flip: Flip = False,
+    equalise: Equalise = 0.0,
+    compress: Compress = 0.0,
+    reverb: Reverb = 0.0,
     annealing: Annotated[
         float, typer.Option(min=0, max=1, help="Part of the ELBO's steps in which the priors' noise falls.")
     ] = 0.7,
@@ -130,10 +147,14 @@ def train_guide_command(
             raise ConfigurationError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
         if network not in ("waves", "bands"):
             raise ConfigurationError(f"--network must be waves or bands; got {network!r}")
-        augmentation = Augmentation(gain_jitter, flip, pitch_jitter)
-        if data in ("priors", "toy") and augmentation != Augmentation():
+        augmentation = Augmentation(
+            gain_jitter, flip, pitch_jitter, equalise=equalise, compress=compress, reverb=reverb
+        )
+        chosen = chosen_data(data or ["priors"], data_weights, renames, ("priors", "toy"))
+        if chosen.simulated and augmentation != Augmentation():
             raise ConfigurationError(
-                "--gain-jitter, --pitch-jitter and --flip are for recordings, not simulated sources"
+                "--gain-jitter, --pitch-jitter, --equalise, --compress, --reverb and --flip are for recordings, not "
+                "simulated sources"
             )
         check_guide_folder(out)
         size = (
@@ -168,7 +189,7 @@ def train_guide_command(
             project=weights if project else False,
             noise=noise,
         )
-        frames, mixes = _frames(data, info, names, time, _HELD_OUT + temperature_mixes, seed, objective, augmentation)
+        frames, mixes = _frames(chosen, info, names, time, _HELD_OUT + temperature_mixes, seed, objective, augmentation)
         fabric = launch(settings)
         mixing = linear_mix({name: prior.to(fabric.device) for name, prior in priors.items()}, weights, noise)
         stems = {name: _on(fabric.device, own.draw) for name, own in frames.items()}
@@ -176,7 +197,8 @@ def train_guide_command(
         held_out = _simulated(mixing, names, frames, 0, _HELD_OUT, seed)
         about = {
             "model": f"{info.name} ({info.digest()[:8]})",
-            "data": data if data in ("priors", "toy", "musdb") else "songs",
+            "data": str(chosen) if str(chosen) in ("priors", "toy", "musdb") else "songs",
+            **chosen.details(),
             "sources": list(names),
             "gains": weights,
             "noise": noise,
@@ -184,7 +206,7 @@ def train_guide_command(
             **vars(guide.size),
             "shared": guide.shared,
             "project": project,
-            **({} if augmentation == Augmentation() else {"augmentation": asdict(augmentation)}),
+            **({} if augmentation == Augmentation() else {"augmentation": augmentation.details()}),
         }
         result = fit_guide(
             mixing,
@@ -227,7 +249,14 @@ def train_guide_command(
             dtype=torch.float16 if half else None,
             provenance=finite(
                 report
-                | {"data": data, "start": start, "gains": weights, "noise": noise, "model_digest": info.digest()}
+                | {
+                    "data": str(chosen),
+                    **chosen.details(),
+                    "start": start,
+                    "gains": weights,
+                    "noise": noise,
+                    "model_digest": info.digest(),
+                }
                 | {"settings": asdict(settings)}
             ),
         )
@@ -276,7 +305,7 @@ def _guide(
 
 
 def _frames(
-    data: str,
+    data: ChosenData,
     info: ModelInfo,
     names: tuple[str, ...],
     time: int,
@@ -289,20 +318,19 @@ def _frames(
     import torch
 
     from pyrosep.data import RandomCrops
-    from pyrosep.data.catalog import open_songs
     from pyrosep.data.toy import WAVES
     from pyrosep.priors.frames import held_out_songs, song_frames, toy_frames
 
-    if data == "priors":
+    if data.names == ("priors",):
         return {}, None
-    if data == "toy":
+    if data.simulated:
         if strange := [name for name in names if name not in WAVES]:
             raise ConfigurationError(
                 f"toy data has the sources {', '.join(WAVES)}, not {', '.join(strange)} of model {info.name!r}; "
                 "give other --data, or the sources by --source"
             )
         return {name: toy_frames(name, time, held_out=held_out, seed=seed) for name in names}, None
-    songs, _ = open_songs(data, subset="train", sources=names)
+    songs = data.open(names)
     frames = {
         name: song_frames(
             songs,
@@ -312,13 +340,16 @@ def _frames(
             augmentation=augmentation,
             held_out=held_out,
             seed=seed,
+            shares=songs.shares,
         )
         for name in names
     }
-    if objective == "simulated":
+    mixed = [song for song in songs if song.origin is None]
+    if objective == "simulated" or not mixed:  # solo recordings are no mixes: these are simulated
         return frames, None
-    apart = [song for name in names for song in held_out_songs(songs, name)]
-    crops = RandomCrops([song for song in songs if song not in apart], None, time, info.sample_rate, 2**32, seed)
+    apart = [song for name in names for song in held_out_songs(mixed, name)]
+    kept = [song for song in mixed if song not in apart]
+    crops = RandomCrops(kept, None, time, info.sample_rate, 2**32, seed, shares=songs.shares)
     return frames, lambda count: torch.stack([crops[index] for index in torch.randint(2**32, (count,)).tolist()])
 
 

@@ -11,7 +11,8 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from rich.table import Table
 from pyrosep.errors import ConfigurationError, PyrosepError
 
 if TYPE_CHECKING:
+    from pyrosep.data.catalog import DataSets
     from pyrosep.guides import GuideInfo
     from pyrosep.priors import ModelInfo
 
@@ -52,6 +54,13 @@ Guide = Annotated[
 ]
 Sources = Annotated[list[str] | None, typer.Option("--source", help="A source; may be given again [default: all].")]
 LearningRate = Annotated[float, typer.Option(help="The largest of the run.")]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option("--weight", help="Share of a data set's frames; once for each --data [songs count by length]."),
+]
+Renames = Annotated[
+    str | None, typer.Option("--map", help="New names of sources, OLD=NEW by commas; sources of one name are summed.")
+]
 Optimizer = Annotated[str, typer.Option(help="muon or adamw (which wants a fifth of the rate).")]
 Precision = Annotated[
     str, typer.Option(help="32-true, bf16-mixed, or auto: the half precision where the device is quicker in it.")
@@ -59,6 +68,11 @@ Precision = Annotated[
 GainJitter = Annotated[float, typer.Option(help="Std of a random gain of each frame, dB.")]
 PitchJitter = Annotated[float, typer.Option(help="Largest random shift of pitch, semitones.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Turn every other frame upside down.")]
+Equalise = Annotated[
+    float, typer.Option("--equalise", help="Largest gain of a random smooth filter of each frame, up or down, dB.")
+]
+Compress = Annotated[float, typer.Option("--compress", help="Share of the frames that are compressed.")]
+Reverb = Annotated[float, typer.Option("--reverb", help="Share of the frames in random short reverberation.")]
 ValidateEvery = Annotated[int, typer.Option(min=1, help="Steps between held-out figures.")]
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
 Summary = Annotated[str, typer.Option(help="One line for `pyrosep models`.")]
@@ -126,6 +140,58 @@ def chosen_guide(name: str | None, model: ModelInfo) -> GuideInfo | None:
     from pyrosep.guides import find_guide, guide_info
 
     return find_guide(model) if name is None else guide_info(name)
+
+
+@dataclass(frozen=True)
+class ChosenData:
+    """What is trained on: data sets by name, or simulated sources, which go alone."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+    renames: dict[str, str] = field(default_factory=dict)
+    simulated: bool = False
+
+    def __str__(self) -> str:
+        return " + ".join(self.names)
+
+    def open(self, sources: Sequence[str] | None = None) -> DataSets:
+        """The data sets' songs that are for training."""
+        from pyrosep.data.catalog import open_data_sets
+
+        return open_data_sets(self.names, subset="train", sources=sources, renames=self.renames, weights=self.weights)
+
+    def details(self) -> dict[str, Any]:
+        """Weights and new names, where there are any."""
+        weights = {} if self.weights is None else {"weights": list(self.weights)}
+        return weights | ({"map": self.renames} if self.renames else {})
+
+
+def chosen_data(
+    names: Sequence[str], weights: Sequence[float] | None, renames: str | None, simulated: Sequence[str] = ("toy",)
+) -> ChosenData:
+    """The data that ``--data``, ``--weight`` and ``--map`` name; ``simulated`` are the names that are no recordings."""
+    chosen = ChosenData(tuple(names), tuple(weights) if weights else None, parsed_renames(renames))
+    if not (alone := [name for name in names if name in simulated]):
+        return chosen
+    if len(names) > 1:
+        raise ConfigurationError(f"--data {alone[0]} goes alone; got {', '.join(names)}")
+    if chosen.details():
+        raise ConfigurationError(f"--weight and --map are for recordings, not --data {alone[0]}")
+    return ChosenData(chosen.names, simulated=True)
+
+
+def parsed_renames(text: str | None) -> dict[str, str]:
+    if text is None:
+        return {}
+    renames: dict[str, str] = {}
+    for part in text.split(","):
+        old, _, new = (name.strip() for name in part.partition("="))
+        if not old or not new or "=" in new:
+            raise ConfigurationError(f"--map takes OLD=NEW by commas, as in guitar=other,piano=other; got {text!r}")
+        if old in renames:
+            raise ConfigurationError(f"--map takes one new name for each source; got two for {old!r}: {text!r}")
+        renames[old] = new
+    return renames
 
 
 def training_settings(device: str, **options: Any) -> Any:

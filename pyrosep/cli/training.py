@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,9 @@ import typer
 
 from pyrosep.cli.options import (
     Anew,
+    Compress,
     Device,
+    Equalise,
     Flip,
     GainJitter,
     Json,
@@ -19,11 +22,15 @@ from pyrosep.cli.options import (
     PitchJitter,
     Precision,
     Quiet,
+    Renames,
+    Reverb,
     SaveEvery,
     Seed,
     Sources,
     Summary,
     ValidateEvery,
+    Weights,
+    chosen_data,
     chosen_device,
     figures_line,
     progress_bar,
@@ -33,7 +40,13 @@ from pyrosep.cli.options import (
 )
 from pyrosep.errors import ConfigurationError
 
-Data = Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="toy; or, once or more: musdb (at MUSDB_PATH), ROOT/SONG/STEM.wav, or solo:ROOT of SOURCE/NAME.wav.",
+    ),
+]
 SampleRate = Annotated[int | None, typer.Option(min=1, help="Hz [default: the recordings' own].")]
 Frame = Annotated[int, typer.Option(min=2, help="Samples in a frame.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the optimizer, for each source.")]
@@ -50,6 +63,8 @@ Level = Annotated[str, typer.Option("--gains", help="How loud sources are in a m
 def train_gaussian_command(
     data: Data,
     out: Out,
+    weights: Weights = None,
+    renames: Renames = None,
     sources: Sources = None,
     sample_rate: SampleRate = None,
     frame: Annotated[int, typer.Option(min=2, help="Samples in a frame of the prior.")] = 16_384,
@@ -63,25 +78,33 @@ def train_gaussian_command(
 ) -> None:
     """Fit stationary Gaussian priors (a mean power spectrum each) and add them to the model in OUT."""
     with reported():
-        from pyrosep.data.catalog import open_songs
         from pyrosep.data.toy import WAVES
         from pyrosep.naming import check_source_names
         from pyrosep.priors import save_priors
-        from pyrosep.priors.training import recordings, toy_recordings, train_gaussian
+        from pyrosep.priors.training import recordings, recordings_by_set, toy_recordings, train_gaussian
 
         chosen_device(device)  # the fit is one pass of FFTs, bound by reading files; it runs on the CPU everywhere
-        if data == "toy":
+        chosen = chosen_data(data, weights, renames)
+        shares = None
+        if chosen.simulated:
             check_source_names(names := tuple(sources or WAVES))
-            takes = {wave: toy_recordings(wave, seed=seed) for wave in names}
+            takes = {wave: {"toy": toy_recordings(wave, seed=seed)} for wave in names}
         else:
-            songs, names = open_songs(data, subset="train", sources=sources)
-            check_source_names(names)  # before the work, not after it
-            takes = {name: recordings(songs, name, sample_rate) for name in names}
+            songs = chosen.open(sources)
+            check_source_names(songs.sources)  # before the work, not after it
+            shares = songs.shares
+            takes = {
+                name: {"": recordings(songs, name, sample_rate)}
+                if shares is None
+                else recordings_by_set(songs, name, sample_rate)
+                for name in songs.sources
+            }
         priors, reports = {}, {}
         for name, own in takes.items():
             with progress_bar(0, f"fitting {name}", quiet) as bar:
-                counted = (bar.update() or take for take in own)
-                priors[name], reports[name] = train_gaussian(counted, frame=frame, window=window)
+                counted = [map(partial(_count, bar), part) for part in own.values()]
+                own_shares = None if shares is None else [shares[data_set] for data_set in own]
+                priors[name], reports[name] = train_gaussian(*counted, frame=frame, window=window, shares=own_shares)
             if not quiet:
                 typer.echo(f"{name}: {figures_line(reports[name])}")
         save_priors(out, priors, gains=gains, summary=summary, provenance=reports)
@@ -90,9 +113,16 @@ def train_gaussian_command(
             typer.echo(f"written to {out}")
 
 
+def _count(bar: Any, take: Any) -> Any:
+    bar.update()
+    return take
+
+
 def train_flowavenet_command(
     data: Data,
     out: Out,
+    weights: Weights = None,
+    renames: Renames = None,
     sources: Sources = None,
     sample_rate: SampleRate = None,
     frame: Frame = 2048,
@@ -150,7 +180,7 @@ def train_flowavenet_command(
         )
         job = {
             "train": _train_flowavenet,
-            "data": data,
+            "data": chosen_data(data, weights, renames),
             "sample_rate": sample_rate,
             "frame": frame,
             "size": size,
@@ -170,6 +200,8 @@ def train_flowavenet_command(
 def train_continuousflow_command(
     data: Data,
     out: Out,
+    weights: Weights = None,
+    renames: Renames = None,
     sources: Sources = None,
     sample_rate: SampleRate = None,
     frame: Frame = 2048,
@@ -188,6 +220,9 @@ def train_continuousflow_command(
     pitch_jitter: PitchJitter = 0.0,
     flip: Flip = False,
     takes: Annotated[float, typer.Option(help="Share of frames that are the sum of two.")] = 0.0,
+    equalise: Equalise = 0.0,
+    compress: Compress = 0.0,
+    reverb: Reverb = 0.0,
     interference: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of frames that other sources are mixed into; 0: none.")
     ] = 0.0,
@@ -217,10 +252,11 @@ def train_continuousflow_command(
 
         if size not in DENOISERS:
             raise ConfigurationError(f"--size must be one of {', '.join(DENOISERS)}; got {size!r}")
-        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, takes)
-        if data == "toy" and augmentation != Augmentation():
+        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, takes, equalise, compress, reverb)
+        if data == ["toy"] and augmentation != Augmentation():
             raise ConfigurationError(
-                "--gain-jitter, --pitch-jitter, --flip and --takes are for recordings, not toy data"
+                "--gain-jitter, --pitch-jitter, --equalise, --compress, --reverb, --flip and --takes are for "
+                "recordings, not toy data"
             )
         settings = _settings(
             device,
@@ -238,7 +274,7 @@ def train_continuousflow_command(
         )
         job = {
             "train": _train_continuousflow,
-            "data": data,
+            "data": chosen_data(data, weights, renames),
             "sample_rate": sample_rate,
             "frame": frame,
             "size": size,
@@ -276,13 +312,12 @@ def _train_all(
     """Do a job for every source, each result written as soon as it is there."""
     import torch
 
-    from pyrosep.data.catalog import open_songs
     from pyrosep.data.toy import WAVES
     from pyrosep.naming import check_source_names
     from pyrosep.priors import save_priors
 
-    toy = job["data"] == "toy"
-    names = tuple(sources or WAVES) if toy else open_songs(job["data"], subset="train", sources=sources)[1]
+    data = job["data"]
+    names = tuple(sources or WAVES) if data.simulated else data.open(sources).sources
     check_source_names(names)  # before the work, and before one of them becomes the name of a folder
     jobs = [job | {"source": name, "folder": Path(out) / "training" / name} for name in names]
     reports = {}
@@ -331,18 +366,17 @@ def _launched(settings: Any) -> Any:
 
 def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Priors by the folder below OUT that they go to, figures, and whether this process is the one that writes."""
-    from pyrosep.data.catalog import open_songs
     from pyrosep.priors.frames import song_frames, toy_frames
 
     settings, name, frame = job["settings"], job["source"], job["frame"]
     chosen_device(settings.accelerator)  # and the number of threads
     fabric = fabric or _launched(settings)
-    if job["data"] == "toy":
+    if job["data"].simulated:
         frames = toy_frames(name, frame, seed=settings.seed)
     else:
         heard = bool(job.get("contrast") or job.get("interference"))
-        songs, there = open_songs(job["data"], subset="train", sources=None if heard else [name])
-        others = tuple(other for other in there if other != name) if heard else ()
+        songs = job["data"].open(None if heard else [name])
+        others = tuple(other for other in songs.sources if other != name) if heard else ()
         frames = song_frames(
             songs,
             name,
@@ -351,6 +385,7 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
             others=others,
             augmentation=job.get("augmentation"),
             seed=settings.seed,
+            shares=songs.shares,
         )
     common = {"folder": job["folder"], "resume": job["resume"], "quiet": job["quiet"], "label": name, "fabric": fabric}
     priors, report = job["train"](job, frames, common)

@@ -1,9 +1,10 @@
-"""Data: toy oscillators, MUSDB18, folders of stems, and frames of all of them."""
+"""Data: toy oscillators, MUSDB18, folders of stems and of solo recordings, and frames of all of them."""
 
 from __future__ import annotations
 
 from pyrosep.data.frames import Crop, FrameGrid, RandomCrops, SongFrame
 from pyrosep.data.musdb18 import Musdb18
+from pyrosep.data.solo import SoloFolder
 from pyrosep.data.stems import AudioStream, Song, StemFolder
 from pyrosep.data.toy import ToyMix, ToyMixes, ToyParameters, ToySource
 
@@ -13,6 +14,7 @@ __all__ = [
     "FrameGrid",
     "Musdb18",
     "RandomCrops",
+    "SoloFolder",
     "Song",
     "SongFrame",
     "StemFolder",

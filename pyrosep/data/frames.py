@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,8 +51,9 @@ class RandomCrops(Dataset[Tensor]):
     `mono=False`.
 
     A song is drawn with probability proportional to its length, the start uniformly within it. Songs that
-    lack the source, or are shorter than a frame, are left out. Items depend on (seed, index) alone, whatever
-    worker reads them.
+    lack the source, or are shorter than a frame, are left out. With `shares`, a data set is drawn first, with
+    probability proportional to its share, of those that have songs left; then one of its songs by length. Items depend
+    on (seed, index) alone, whatever worker reads them.
 
     Attributes:
         songs: those that are used.
@@ -65,10 +67,13 @@ class RandomCrops(Dataset[Tensor]):
         size: number of items.
         seed: of the draws.
         mono: mean over channels.
+        shares: of the crops, for each data set (`Song.data_set`), relative to each other; None draws songs by their
+            length, whatever set they are of.
 
     Raises:
         DataError: no song has the source and is long enough.
-        ConfigurationError: frame, size or seed out of range; songs of different rates and no `sample_rate`.
+        ConfigurationError: frame, size or seed out of range; songs of different rates and no `sample_rate`; a song's
+            data set has no share, or a share that is not above 0.
         SampleRateError: `sample_rate` is no positive integer.
 
     Example:
@@ -86,6 +91,7 @@ class RandomCrops(Dataset[Tensor]):
         size: int = 10_000,
         seed: int = 0,
         mono: bool = True,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         _check_frame(frame)
         check_seed(seed, size)
@@ -105,9 +111,18 @@ class RandomCrops(Dataset[Tensor]):
                 f"{which} is shorter than a frame: the longest has {longest} samples at "
                 f"{self.sample_rate} Hz, a frame {frame}; ask for shorter frames"
             )
-        self._ends: list[int] = []
+        lengths = [_length(song, self.sample_rate) for song in self.songs]
+        self._ends: list[float] = list(itertools.accumulate(lengths if shares is None else self._weighted(shares)))
+
+    def _weighted(self, shares: Mapping[str, float]) -> list[float]:
+        """Probability of each song, up to a factor."""
+        totals: dict[str, int] = {}
         for song in self.songs:
-            self._ends.append(_length(song, self.sample_rate) + (self._ends[-1] if self._ends else 0))
+            totals[song.data_set] = totals.get(song.data_set, 0) + _length(song, self.sample_rate)
+        for name in totals:
+            if not (share := shares.get(name, 0.0)) > 0 or math.isinf(share):
+                raise ConfigurationError(f"expected a share above 0 for the data set {name!r}; got {dict(shares)}")
+        return [shares[song.data_set] * _length(song, self.sample_rate) / totals[song.data_set] for song in self.songs]
 
     def __len__(self) -> int:
         return self.size
@@ -115,7 +130,9 @@ class RandomCrops(Dataset[Tensor]):
     def _draw(self, index: int) -> tuple[Song, int]:
         _check_index(index, self.size)
         where, within = uniforms(self.seed, (index,), 2)
-        song = self.songs[bisect.bisect_right(self._ends, int(where * self._ends[-1]))]
+        # Rounding may bring the place to the very end.
+        which = min(bisect.bisect_right(self._ends, where * self._ends[-1]), len(self.songs) - 1)
+        song = self.songs[which]
         return song, int(within * (_length(song, self.sample_rate) - self.frame + 1))
 
     def crop(self, index: int) -> Crop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import overload
@@ -41,8 +41,11 @@ class Song:
         sample_rate: in Hz, the same for all stems.
         frames: length in samples, the same for all stems.
         channels: number of channels; stems with a single one are repeated.
-        stems: where each stem lies, those that were not asked for too.
+        stems: where each stem lies, those that were not asked for too; a tuple where a stem is the sum of several.
         mixture: where the mix lies; None where it is the sum of the stems.
+        origin: of a solo recording, what it is a part of: recordings of one origin are held out together. None for a
+            song, which is held out by itself.
+        data_set: name of the set that the song is of, where several are used together.
     """
 
     name: str
@@ -50,8 +53,10 @@ class Song:
     sample_rate: int
     frames: int
     channels: int
-    stems: Mapping[str, AudioStream]
+    stems: Mapping[str, AudioStream | tuple[AudioStream, ...]]
     mixture: AudioStream | None = None
+    origin: str | None = None
+    data_set: str = ""
 
     @classmethod
     def of(
@@ -101,7 +106,25 @@ class Song:
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy can't be sent to the workers of a DataLoader.
         fields = (self.name, self.sources, self.sample_rate, self.frames, self.channels, dict(self.stems))
-        return Song, (*fields, self.mixture)
+        return Song, (*fields, self.mixture, self.origin, self.data_set)
+
+    def renamed(self, renames: Mapping[str, str], *, data_set: str = "") -> Song:
+        """The same song with other names of its sources, as one of a data set.
+
+        Arguments:
+            renames: new names by old ones; sources that are not in it keep their name, and names that the song lacks
+                change nothing. Stems that get one name become a single stem, their sum.
+            data_set: name of the set.
+        """
+        stems: dict[str, list[AudioStream]] = {}
+        for name, entry in self.stems.items():
+            stems.setdefault(renames.get(name, name), []).extend(_streams(entry))
+        return replace(
+            self,
+            sources=tuple(dict.fromkeys(renames.get(name, name) for name in self.sources)),
+            stems=MappingProxyType({name: own[0] if len(own) == 1 else tuple(own) for name, own in stems.items()}),
+            data_set=data_set,
+        )
 
     @property
     def has_mix(self) -> bool:
@@ -156,10 +179,13 @@ class Song:
             raise ConfigurationError(f"expected to read at least 1 sample, got {frames}")
         return self.frames - start if frames is None else min(frames, self.frames - start)
 
-    def _read(self, entry: AudioStream, start: int, count: int) -> Tensor:
-        rate = self.sample_rate
-        samples = audio.read(entry.path, start=start / rate, duration=count / rate, stream=entry.stream).samples
-        return samples.expand(self.channels, -1)
+    def _read(self, entry: AudioStream | tuple[AudioStream, ...], start: int, count: int) -> Tensor:
+        begin, duration = start / self.sample_rate, count / self.sample_rate
+        parts = [
+            audio.read(one.path, start=begin, duration=duration, stream=one.stream).samples.expand(self.channels, -1)
+            for one in _streams(entry)
+        ]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 class SongList(Sequence[Song]):
@@ -248,6 +274,10 @@ def _song(folder: Path, sources: tuple[str, ...] | None) -> Song:
             "holds the songs' folders.)"
         )
     return Song.of(folder.name, files, mixture, sources)
+
+
+def _streams(entry: AudioStream | tuple[AudioStream, ...]) -> tuple[AudioStream, ...]:
+    return (entry,) if isinstance(entry, AudioStream) else entry
 
 
 def _listed(values: Mapping[str, int], unit: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.priors.produced import compressed, equalised, reverberated
 
 __all__ = ["Augmentation"]
 
@@ -25,12 +26,19 @@ class Augmentation:
         flip: whether every other frame is turned upside down.
         pitch: largest shift up or down, in semitones, by resampling, which shifts formants too and changes the speed.
         takes: share of the frames that are the sum of two: of a source that may sound twice at once.
+        equalise: largest gain of a random smooth filter, up or down, in dB
+            (:func:`~pyrosep.priors.produced.equalised`).
+        compress: share of the frames that are compressed (:func:`~pyrosep.priors.produced.compressed`).
+        reverb: share of the frames in reverberation (:func:`~pyrosep.priors.produced.reverberated`).
     """
 
     gain_db: float = 0.0
     flip: bool = False
     pitch: float = 0.0
     takes: float = 0.0
+    equalise: float = 0.0
+    compress: float = 0.0
+    reverb: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.gain_db >= 0 and 0 <= self.pitch <= 12 and 0 <= self.takes <= 1):
@@ -38,20 +46,47 @@ class Augmentation:
                 "an augmentation needs gain_db of at least 0, pitch from 0 to 12 semitones and takes from 0 to 1; "
                 f"got {self}"
             )
+        if not (0 <= self.equalise <= 40 and 0 <= self.compress <= 1 and 0 <= self.reverb <= 1):
+            raise ConfigurationError(
+                "an augmentation needs equalise from 0 to 40 dB, and compress and reverb, shares of the frames, from 0 "
+                f"to 1; got {self}"
+            )
+
+    def details(self) -> dict[str, float | bool]:
+        """The numbers by name. Those that came later are left out where they are 0, so that older runs can go on."""
+        later = ("equalise", "compress", "reverb")
+        return {name: value for name, value in asdict(self).items() if value or name not in later}
 
     def length(self, time: int) -> int:
         """Samples that a frame of ``time`` samples is made of."""
         return _quick_length(math.ceil(_whole(time) * 2 ** (self.pitch / 12))) if self.pitch else time
 
-    def __call__(self, drawn: Tensor, time: int) -> Tensor:
+    def __call__(self, drawn: Tensor, time: int, sample_rate: int | None = None) -> Tensor:
         """Frames ``(n, time)`` of drawn ones, ``(n, length(time))``, by torch's own generator.
 
         Where frames are the sum of two, the other one is another of the batch.
+
+        Arguments:
+            drawn: recorded frames.
+            time: samples in a frame.
+            sample_rate: of the frames, in Hz; compression and reverberation need it.
+
+        Raises:
+            ShapeError: the frames are not of the length that is needed.
+            ConfigurationError: the sample rate is needed and not given.
         """
         if drawn.ndim != 2 or drawn.shape[-1] != self.length(time):
             raise ShapeError(f"expected frames of shape (n, {self.length(time)}); got {tuple(drawn.shape)}")
         frames = torch.stack([self._shifted(one, time) for one in drawn]) if self.pitch else drawn
         count = len(frames)
+        if self.equalise:
+            frames = equalised(frames, self.equalise)
+        for share, change in ((self.compress, compressed), (self.reverb, reverberated)):
+            if share:
+                if sample_rate is None:
+                    raise ConfigurationError("compression and reverberation need the frames' sample rate; give it")
+                chosen = torch.rand(count) < share
+                frames = frames.index_put((chosen,), change(frames[chosen], sample_rate))
         if self.gain_db:
             frames = frames * 10 ** (self.gain_db / 20 * torch.randn(count, 1))
         if self.flip:

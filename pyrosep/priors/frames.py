@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,13 +73,41 @@ def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> F
 
 
 def held_out_songs(songs: Sequence[Song], source: str) -> list[Song]:
-    """Of ten songs that have the source, and more, every tenth: not to be trained on."""
-    return [song for song in songs if source in song.stems][9::10]
+    """What is not to be trained on: every tenth of the songs that have the source, and a tenth of its solo recordings.
+
+    Solo recordings are held out by their origin, of which a file is only a part: the longest origins that fit into a
+    tenth of the recordings' whole length, one after the other; the shortest origin where none fits; nothing where
+    all recordings are of one origin.
+    """
+    having = [song for song in songs if source in song.stems]
+    return [song for song in having if song.origin is None][9::10] + _held_out_recordings(
+        [song for song in having if song.origin is not None]
+    )
 
 
-def _training_songs(songs: Sequence[Song], source: str) -> list[Song]:
-    apart = held_out_songs(songs, source)
-    return [song for song in songs if source in song.stems and song not in apart] or list(songs)
+def _held_out_recordings(recordings: Sequence[Song]) -> list[Song]:
+    seconds: dict[str | None, float] = {}
+    for recording in recordings:
+        seconds[recording.origin] = seconds.get(recording.origin, 0.0) + recording.frames / recording.sample_rate
+    if len(seconds) < 2:
+        return []
+    rest, chosen = sum(seconds.values()) / 10, set()
+    for origin in sorted(seconds, key=lambda origin: -seconds[origin]):
+        if seconds[origin] <= rest:
+            rest -= seconds[origin]
+            chosen.add(origin)
+    chosen = chosen or {min(seconds, key=lambda origin: seconds[origin])}
+    return [recording for recording in recordings if recording.origin in chosen]
+
+
+def _split(songs: Sequence[Song], source: str, frame: int, rate: int | None) -> tuple[list[Song], list[Song]]:
+    """What is held out and what is trained on; of solo recordings none is held out into which no frame fits."""
+
+    def is_considered(song: Song) -> bool:
+        return song.origin is None or song.frames * (rate or song.sample_rate) >= frame * song.sample_rate
+
+    apart = held_out_songs([song for song in songs if is_considered(song)], source)
+    return apart, [song for song in songs if source in song.stems and song not in apart] or list(songs)
 
 
 def song_frames(
@@ -92,29 +120,42 @@ def song_frames(
     augmentation: Augmentation | None = None,
     held_out: int = 64,
     seed: int = 0,
+    shares: Mapping[str, float] | None = None,
 ) -> Frames:
-    """Random crops of a source's recordings; of ten songs and more every tenth is held out, else other crops of all.
+    """Random crops of a source's recordings; songs and origins are held out (:func:`held_out_songs`), else other crops.
+
+    Other crops of all recordings are held out where that leaves nothing to hold out: of fewer than ten songs, or of
+    solo recordings of a single origin.
 
     Of ``others``, sources of the same songs, crops are drawn too, each by itself. With an ``augmentation`` what is
-    drawn is changed by it; what is held out is not.
+    drawn is changed by it; what is held out is not. The ``shares`` of several data sets are those of
+    :class:`~pyrosep.data.RandomCrops`.
 
     Raises:
         DataError: see :class:`~pyrosep.data.RandomCrops`.
     """
-    apart, train = held_out_songs(songs, source), _training_songs(songs, source)
     augmentation = augmentation or Augmentation()
     length = augmentation.length(frame)
-    crops = RandomCrops(train, source, length, sample_rate, size=2**32, seed=seed)
-    kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1)
+    apart, train = _split(songs, source, length, sample_rate)
+    crops = RandomCrops(train, source, length, sample_rate, size=2**32, seed=seed, shares=shares)
+    kept = RandomCrops(apart or train, source, frame, crops.sample_rate, size=held_out, seed=seed + 1, shares=shares)
 
     def drawn(crops: RandomCrops, count: int) -> Tensor:
         if not count:
             return torch.zeros(0, frame)
         indices = torch.randint(2**32, (count,)).tolist()
-        return augmentation(torch.stack([crops[index] for index in indices]), frame)
+        return augmentation(torch.stack([crops[index] for index in indices]), frame, crops.sample_rate)
 
     apart_from = [
-        RandomCrops(_training_songs(songs, other), other, length, crops.sample_rate, size=2**32, seed=seed + 2)
+        RandomCrops(
+            _split(songs, other, length, crops.sample_rate)[1],
+            other,
+            length,
+            crops.sample_rate,
+            size=2**32,
+            seed=seed + 2,
+            shares=shares,
+        )
         for other in others
     ]
 

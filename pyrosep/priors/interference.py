@@ -42,8 +42,8 @@ class Interference:
     Attributes:
         share: of the frames, those that have interference; the others are as they were.
         presence: the chance of each other source to be in such a frame.
-        full: the chance that such a frame is a mix, all other sources in it as loud as they were recorded; else the gain
-            of each is :math:`u^2`, u uniform, as of what is left over in a separation.
+        full: the chance that such a frame is a mix, all other sources in it as loud as they were recorded; else the
+            gain of each is :math:`u^2`, u uniform, as of what is left over in a separation.
         gain_db: standard deviation of the gain of each other source on top of that, in dB.
         silent: of the frames with interference, those in which the source itself is silent.
         told: what the network is told: ``"presence"`` (1 where there is interference, else 0), ``"level"`` (the largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyrosep.data import Song, ToySource
 from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.priors.gaussian import GaussianPrior, fit_spectrum
 
-__all__ = ["recordings", "toy_recordings", "train_gaussian"]
+__all__ = ["recordings", "recordings_by_set", "toy_recordings", "train_gaussian"]
 
 
 def recordings(songs: Sequence[Song], source: str, sample_rate: int | None = None) -> Iterator[tuple[Tensor, int]]:
@@ -36,6 +37,16 @@ def recordings(songs: Sequence[Song], source: str, sample_rate: int | None = Non
         yield audio.resample(song.read_source(source), song.sample_rate, rate), rate
 
 
+def recordings_by_set(
+    songs: Sequence[Song], source: str, sample_rate: int | None = None
+) -> dict[str, Iterator[tuple[Tensor, int]]]:
+    """Recordings of a source as :func:`recordings` gives them, for each data set that has the source."""
+    having = [song for song in songs if source in song.stems]
+    rate = sample_rate or (having[0].sample_rate if having else None)
+    sets = dict.fromkeys(song.data_set for song in having)
+    return {name: recordings([song for song in having if song.data_set == name], source, rate) for name in sets}
+
+
 def toy_recordings(wave: str, *, size: int = 400, frame: int = 16_384, seed: int = 0) -> Iterator[tuple[Tensor, int]]:
     """Frames of a toy source as recordings, each ``(1, frame)`` with its rate."""
     from pyrosep.data.toy import SAMPLE_RATE
@@ -46,7 +57,11 @@ def toy_recordings(wave: str, *, size: int = 400, frame: int = 16_384, seed: int
 
 
 def train_gaussian(
-    takes: Iterable[tuple[Tensor, int]], *, frame: int = 16_384, window: int = 2048, sigma_min: float = 1e-3
+    *takes: Iterable[tuple[Tensor, int]],
+    frame: int = 16_384,
+    window: int = 2048,
+    sigma_min: float = 1e-3,
+    shares: Sequence[float] | None = None,
 ) -> tuple[GaussianPrior, dict[str, Any]]:
     """Fit a stationary Gaussian prior to every recording of a source.
 
@@ -55,22 +70,28 @@ def train_gaussian(
     helps where there are few recordings.
 
     Arguments:
-        takes: recordings ``(channel, time)`` with their rate in Hz, see :func:`recordings`.
+        takes: recordings ``(channel, time)`` with their rate in Hz, see :func:`recordings`; of several data sets, one
+            argument each.
         frame: samples in a frame of the prior.
         window: samples in a window; the spectrum gets ``window // 2 + 1`` bins.
         sigma_min: lowest noise level of the prior.
+        shares: of each data set in the spectrum, relative to each other; None counts all recordings by their length.
 
     Returns:
         the prior, and what it was fitted to: recordings, seconds, level in dB.
 
     Raises:
-        DataError: there is no recording as long as a window, or all are silent, or they differ in sample rate.
+        DataError: there is no recording as long as a window, or all are silent (with shares, of one of the sets), or
+            they differ in sample rate.
+        ConfigurationError: ``window`` is odd or too short; there are not as many shares as data sets.
     """
     if window < 4 or window % 2:
         raise ConfigurationError(f"window must be an even number of at least 4 samples; got {window}")
+    if shares is not None and len(shares) != len(takes):
+        raise ConfigurationError(f"expected a share for each of {len(takes)} data sets, got {len(shares)}")
     count, samples, rate = 0, 0, 0
 
-    def windows() -> Iterator[Tensor]:
+    def windows(takes: Iterable[tuple[Tensor, int]]) -> Iterator[Tensor]:
         nonlocal count, samples, rate
         for take, own_rate in takes:
             if rate not in (0, own_rate):
@@ -81,7 +102,11 @@ def train_gaussian(
                 samples += take.shape[-1]
                 yield take.unfold(-1, window, window // 2)
 
-    spectrum = fit_spectrum(windows())
+    if shares is None:
+        spectrum = fit_spectrum(windows(itertools.chain.from_iterable(takes)))
+    else:
+        parts = [share / sum(shares) * fit_spectrum(windows(own)) for own, share in zip(takes, shares, strict=True)]
+        spectrum = torch.stack(parts).sum(0)
     report = {
         "recordings": count,
         "seconds": round(samples / rate, 1),

@@ -143,6 +143,38 @@ def test_songs_of_different_rates(songs: StemFolder) -> None:
     assert abs(shares - 0.5 / 2.5375) < 4 * math.sqrt(0.2 * 0.8 / 300)
 
 
+def test_crops_by_the_shares_of_data_sets(songs: StemFolder) -> None:
+    """Songs 1 and 2 are of one set, 3 (too short to be used) and 4 of another."""
+    sets = {"1": "a", "2": "a", "3": "b", "4": "b"}
+    several = [song.renamed({}, data_set=sets[song.name]) for song in songs]
+    shares = {"a": 1.0, "b": 3.0, "absent": 100.0}
+    crops = RandomCrops(several, "bass", frame=512, size=4000, seed=1, shares=shares)
+    drawn = [crops.crop(index) for index in range(4000)]
+    # False-alarm rate 1e-4 each.
+    assert scipy.stats.binomtest(sum(name == "1" for name, _ in drawn), 4000, 0.25).pvalue > 1e-4
+    starts = [start for name, start in drawn if name == "4"]
+    assert scipy.stats.kstest(starts, "uniform", args=(0, 4000 - 512 + 1)).pvalue > 1e-4
+    # Within a set songs are drawn by length.
+    crops = RandomCrops(several, "drums", frame=512, size=4000, seed=2, shares=shares)
+    first = sum(crops.crop(index).song == "1" for index in range(4000))
+    assert scipy.stats.binomtest(first, 4000, 0.25 * 12_000 / 21_000).pvalue > 1e-4
+
+
+def test_shares_leave_a_single_set_as_it_was(songs: StemFolder) -> None:
+    plain = RandomCrops(songs, "bass", frame=512, size=50, seed=3)
+    shared = RandomCrops(songs, "bass", frame=512, size=50, seed=3, shares={"": 2.0})
+    assert [plain.crop(index) for index in range(50)] == [shared.crop(index) for index in range(50)]
+    for shares in ({}, {"": 0.0}, {"": math.nan}, {"": math.inf}):
+        with pytest.raises(ConfigurationError, match="a share above 0 for the data set ''"):
+            RandomCrops(songs, "bass", frame=512, shares=shares)
+
+
+def test_random_crops_stay_what_they_were(songs: StemFolder) -> None:
+    crops = RandomCrops(songs, "bass", frame=512, size=6, seed=3)
+    places = [("1", 4350), ("1", 7266), ("1", 1086), ("1", 5752), ("4", 468), ("4", 3152)]
+    assert [tuple(crops.crop(index)) for index in range(6)] == places
+
+
 def test_mistakes(songs: StemFolder) -> None:
     with pytest.raises(DataError, match="4 songs has a source 'piano'; there are bass, drums"):
         RandomCrops(songs, "piano", 100)

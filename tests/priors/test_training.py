@@ -10,7 +10,7 @@ import torch
 from pyrosep import GaussianPrior, audio
 from pyrosep.data import StemFolder, ToySource
 from pyrosep.errors import ConfigurationError, DataError
-from pyrosep.priors.training import recordings, toy_recordings, train_gaussian
+from pyrosep.priors.training import recordings, recordings_by_set, toy_recordings, train_gaussian
 
 RATE = 8_000
 
@@ -124,3 +124,27 @@ def test_recordings_of_several_rates():
 def test_windows_out_of_range(window):
     with pytest.raises(ConfigurationError, match="even number of at least 4 samples"):
         train_gaussian([(torch.randn(1, 5000), RATE)], window=window)
+
+
+def test_recordings_by_data_set(songs):
+    sets = [song.renamed({}, data_set=name) for song, name in zip(songs, ("x", "x", "y"), strict=True)]
+    takes = {name: list(own) for name, own in recordings_by_set(sets, "bass").items()}
+    assert list(takes) == ["x", "y"]
+    assert torch.equal(takes["x"][0][0], songs[0].read_source("bass"))
+    assert [rate for own in takes.values() for _, rate in own] == [RATE, RATE]  # the first song's
+    assert list(recordings_by_set(sets, "drums")) == ["x"]
+
+
+def test_data_sets_count_by_their_shares():
+    """The spectrum is the mean of the sets' own, weighted by their shares, whatever their lengths."""
+    loud, quiet = torch.randn(1, 4000), 0.1 * torch.randn(1, 40_000)
+    sets = [[(loud, RATE)], [(quiet, RATE), (quiet, RATE)]]
+    alone = [train_gaussian(own, frame=32, window=32)[0].spectrum for own in sets]
+    prior, report = train_gaussian(*sets, frame=32, window=32, shares=[1.0, 3.0])
+    torch.testing.assert_close(prior.spectrum, (alone[0] + 3 * alone[1]) / 4)
+    assert (report["recordings"], report["seconds"]) == (3, round(84_000 / RATE, 1))
+    pooled, _ = train_gaussian(*sets, frame=32, window=32)
+    together, _ = train_gaussian([*sets[0], *sets[1]], frame=32, window=32)
+    assert torch.equal(pooled.spectrum, together.spectrum)
+    with pytest.raises(ConfigurationError, match="a share for each of 2 data sets, got 1"):
+        train_gaussian(*sets, shares=[1.0])
