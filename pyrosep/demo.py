@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,9 +77,9 @@ def run_demo(
         ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``picture``: its path.
     """
     settings = settings or Settings()
-    settings = replace(settings, keep=min(KEPT, settings.chains * (settings.draws or 1)))
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
+    settings = replace(settings, keep=min(KEPT, math.prod(settings.sampling(priors)[:2])))
     info = model_info(MODEL)
     own_guide = find_guide(info)
     assert own_guide is not None
@@ -97,7 +98,7 @@ def run_demo(
         overwrite=True,
         progress=progress,
     )
-    chains = torch.stack([audio.read(folder / f"{name}.wav").samples for name in names])
+    found = torch.stack([audio.read(folder / f"{name}.wav").samples for name in names])
     draws = {
         name: np.stack(
             [audio.read(folder / f"{name}.draw{number}.wav").samples.mean(0).numpy() for number in range(settings.keep)]
@@ -113,7 +114,7 @@ def run_demo(
         "mix as estimate": mix.expand_as(reference),
         "Gaussian priors": wiener,
         "guide": guided,
-        "chains from the guide": chains,
+        "chains from the guide": found,
     }
     scores = {
         method: dict(zip(names, si_sdr(estimate, reference).tolist(), strict=True))
@@ -126,12 +127,12 @@ def run_demo(
     rows = {
         "mix": {"mix": mix.mean(0).numpy()},
         "truth": mono(reference),
-        "estimate": mono(chains),
+        "estimate": mono(found),
         "standard deviation": draws,
     }
     picture = out / "demo.png"
     plot_spectrograms(rows, rate, picture, title="The Easton Ellises - Falcon 69, by chains from a guide")
-    residual = (mix - chains.sum(0)).square().mean() / mix.square().mean()
+    residual = (mix - found.sum(0)).square().mean() / mix.square().mean()
     return {
         "scores": scores,
         "run": run,

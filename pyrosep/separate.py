@@ -21,7 +21,6 @@ from pyrosep.diagnostics.summaries import audio_summaries
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.guides import EncoderGuide
 from pyrosep.infer import (
-    COUPLINGS,
     MALA,
     AnnealedSGLD,
     GaussianPosterior,
@@ -30,11 +29,12 @@ from pyrosep.infer import (
     fit_gains,
     noise_ladder,
 )
+from pyrosep.infer.annealed import check_coupling
 from pyrosep.infer.ladder import check_ladder
 from pyrosep.infer.noising import common_transform
 from pyrosep.precision import check_precision
 from pyrosep.priors import GaussianPrior, SourcePrior
-from pyrosep.priors.base import full_sum
+from pyrosep.priors.base import full_sum, rms
 from pyrosep.priors.continuousflow import in_precision
 from pyrosep.windows import cross_fade, windows_of
 
@@ -42,8 +42,9 @@ __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
 
 METHODS = ("langevin", "exact", "guide", "guide+langevin")
 
-#: Levels of a search with the local coupling.
+#: Levels of a search with the local coupling, and with the shared one.
 _LOCAL_LEVELS = 12
+_SHARED_LEVELS = 3
 #: Chains that leave so many times the power of the mix that the best one leaves are passed over, without a density.
 _FAR = 4.0
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
@@ -60,15 +61,17 @@ class Settings:
             the posterior may have several modes), ``"guide+langevin"`` (the same, each chain from a draw of the guide),
             ``"guide"`` (the guide's own mean and deviation) or ``"exact"`` (closed form; Gaussian priors only).
             ``None`` is ``"guide+langevin"`` where there is a guide, else ``"langevin"``.
-        coupling: of the search: ``"sweeps"``, or a coupling of :func:`~pyrosep.noised` for Langevin moves; ``None`` for
-            ``"local"`` with priors that it is for, sweeps with others that are not Gaussian, and no search with those
-            that are.
-        ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12. Giving either makes a
-            search.
+        coupling: of the search: ``"sweeps"``, ``"shared"``, or a coupling of :func:`~pyrosep.noised` for Langevin
+            moves, see :class:`~pyrosep.AnnealedSGLD`; ``None`` for ``"shared"`` with priors whose denoisers are filters
+            and know interference, ``"local"`` with other filters, sweeps with others that are not Gaussian, and no
+            search with those that are.
+        ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12, with ``"shared"`` 3.
+            Giving either makes a search.
         redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSGLD`.
-        chains: chains for each window and channel.
-        draws: draws kept from each chain; ``None`` for 100, with coupling ``"local"`` 1: where its search ends.
-        warmup: steps before the first draw; ``None`` for 50, with coupling ``"local"`` 0.
+        chains: chains for each window and channel; ``None`` for 4, with coupling ``"shared"`` 8.
+        draws: draws kept from each chain; ``None`` for 100, with couplings ``"local"`` and ``"shared"`` 1: where the
+            search ends.
+        warmup: steps before the first draw; ``None`` for 50, with couplings ``"local"`` and ``"shared"`` 0.
         segment: seconds in a window; ``None`` for the model's own frame.
         overlap: share of a window that it has in common with the next, below or equal to a half.
         gains: ``"mean"``, ``"level"``, ``"fit"``, or one gain a source; ``None`` for the model's own way; see
@@ -85,7 +88,7 @@ class Settings:
     coupling: str | None = None
     ladder: int | Sequence[float] | None = None
     redraws: int = 24
-    chains: int = 4
+    chains: int | None = None
     draws: int | None = None
     warmup: int | None = None
     segment: float | None = None
@@ -99,8 +102,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in (None, *METHODS):
             raise ConfigurationError(f"method must be one of {METHODS}; got {self.method!r}")
-        if self.coupling not in (None, "sweeps", *COUPLINGS):
-            raise ConfigurationError(f"coupling must be one of {('sweeps', *COUPLINGS)}; got {self.coupling!r}")
+        check_coupling(self.coupling)
         if self.ladder is not None and not isinstance(self.ladder, int):
             check_ladder(self.ladder)
         if isinstance(self.ladder, int) and self.ladder < 2:
@@ -108,8 +110,8 @@ class Settings:
         for name, least in (("chains", 1), ("draws", 1), ("warmup", 0), ("redraws", 0)):
             if (given := getattr(self, name)) is not None and given < least:
                 raise ConfigurationError(f"{name} must be at least {least}; got {given}")
-        if self.method not in ("exact", "guide") and self.draws is not None:
-            self.check_draws(self.draws)
+        if self.method not in ("exact", "guide") and self.draws is not None and self.chains is not None:
+            self.check_draws(self.chains, self.draws)
         if self.keep < 0:
             raise ConfigurationError(f"keep must be between 0 and the draws that there are; got {self.keep}")
         if self.segment is not None and not 0 < self.segment < math.inf:
@@ -124,11 +126,11 @@ class Settings:
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
 
-    def check_draws(self, draws: int) -> None:
+    def check_draws(self, chains: int, draws: int) -> None:
         """Raise ConfigurationError where so many draws of each chain are too few."""
-        if self.chains * draws < 2:
+        if chains * draws < 2:
             raise ConfigurationError("one draw has no standard deviation; take at least 2 chains or draws")
-        if self.keep > (most := self.chains * draws):
+        if self.keep > (most := chains * draws):
             raise ConfigurationError(f"keep must be between 0 and the {most} draws that there are; got {self.keep}")
 
     def chosen_method(self, guided: bool) -> str:
@@ -137,8 +139,19 @@ class Settings:
 
     def chosen_coupling(self, priors: Mapping[str, SourcePrior]) -> str | None:
         """The coupling, or what ``None`` comes to with these priors: still ``None`` where the kernel chooses."""
-        filters = self.coupling is None and common_transform(list(priors.values())) is not None
-        return "local" if filters else self.coupling
+        if self.coupling is not None or common_transform(list(priors.values())) is None:
+            return self.coupling
+        return "shared" if all(prior.knows_interference for prior in priors.values()) else "local"
+
+    def sampling(self, priors: Mapping[str, SourcePrior]) -> tuple[int, int, int]:
+        """Chains, draws of each and steps before the first, or what ``None`` comes to with these priors."""
+        coupling = self.chosen_coupling(priors)
+        chains, draws, warmup = {"shared": (8, 1, 0), "local": (4, 1, 0)}.get(coupling or "", (4, 100, 50))
+        return (
+            chains if self.chains is None else self.chains,
+            draws if self.draws is None else self.draws,
+            warmup if self.warmup is None else self.warmup,
+        )
 
 
 @dataclass(frozen=True)
@@ -269,12 +282,10 @@ class Separator:
             raise ConfigurationError("the exact method needs Gaussian priors; use method 'langevin' for others")
         #: Of the search, or ``None`` for the kernel's own.
         self.coupling = self.settings.chosen_coupling(self.priors)
-        #: From each chain; only where there is a sampling.
-        one = self.coupling == "local"
-        self.draws = (1 if one else 100) if self.settings.draws is None else self.settings.draws
-        self.warmup = (0 if one else 50) if self.settings.warmup is None else self.settings.warmup
+        #: For each window and channel, from each chain, and before; only where there is a sampling.
+        self.chains, self.draws, self.warmup = self.settings.sampling(self.priors)
         if self.method not in ("exact", "guide"):
-            self.settings.check_draws(self.draws)
+            self.settings.check_draws(self.chains, self.draws)
         self._parts: list[dict[str, np.ndarray]] = []
         self._guided_batches = 0
         self._heard = False
@@ -352,7 +363,7 @@ class Separator:
     def _batches(self, windows: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         windows = iter(windows)
         for window in windows:
-            rows = self.settings.chains * window.shape[0]
+            rows = self.chains * window.shape[0]
             size = max(1, _BATCH_VALUES[self.device.type] // (rows * len(self.names) * self.frame))
             yield [window, *itertools.islice(windows, size - 1)]
 
@@ -397,7 +408,7 @@ class Separator:
         return mean.transpose(1, 2).cpu() * scale, deviation.transpose(1, 2).cpu() * scale.abs()
 
     def _sampled(self, mix: Tensor) -> tuple[Tensor, Tensor]:
-        chains, draws = self.settings.chains, self.draws
+        chains, draws = self.chains, self.draws
         count, channels, frame = mix.shape
         model = mixing.linear_mix(self.priors, self.gains, self._noise)
         # Every window and channel has chains of its own, all of them in one batch.
@@ -429,7 +440,9 @@ class Separator:
         weight = weight.repeat_interleave(draws, 0) / draws  # (chain * draw, window, channel)
         wide = weight[:, :, None, :, None].to(by_draw)
         mean = (wide * by_draw).sum(0)
-        variance = (wide * (by_draw - mean).square()).sum(0)
+        # Of few draws the mean is drawn to each of them. A single one that counts has no spread at all.
+        freedom = (1 - wide.square().sum(0)).clamp(min=1e-9)
+        variance = (wide * (by_draw - mean).square()).sum(0) / freedom
         if self.guide is not None and self.coupling == "local":
             # Such a search stays near where it starts: what it can't find out, all of its chains get wrong alike.
             variance = variance + self._guide_moments(mix)[1].square()
@@ -450,6 +463,11 @@ class Separator:
         if not self.searches:
             return MALA(model, 0.5)
         settings = self.settings
+        if self.coupling == "shared":
+            count = settings.ladder or _SHARED_LEVELS
+            falling = self._shared_ladder(count) if isinstance(count, int) else count
+            last = self.draws > 1
+            return AnnealedSGLD(model, falling, coupling="shared", sample_last=last, preconditioner=None)
         local = self.coupling == "local"
         levels = _LOCAL_LEVELS if local and settings.ladder is None else settings.ladder
         ladder = noise_ladder(self.priors, levels) if isinstance(levels, int) else levels
@@ -458,6 +476,11 @@ class Separator:
                 model, ladder, coupling="local", redraws=0, sample_last=self.draws > 1, preconditioner=None
             )
         return AnnealedSGLD(model, ladder, coupling=self.coupling, redraws=settings.redraws, step_size=0.5)
+
+    def _shared_ladder(self, levels: int) -> tuple[float, ...]:
+        """From where noise is as loud as the loudest source to a fifth of that; the last draws are of little more."""
+        top = max(map(rms, self.priors.values()))
+        return noise_ladder(self.priors, levels, top=top, bottom=top / 5)
 
     @staticmethod
     def _fair_weights(mix: Tensor, found: Tensor) -> Tensor:

@@ -420,7 +420,7 @@ def test_first_listen():
 def test_memory_does_not_grow_with_the_track(settings, monkeypatch):
     """Windows are asked for a batch at a time, and let go: never more than two batches are alive."""
     monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": 2 * 3 * FRAME})  # two windows of one chain
-    batch = max(1, 2 // settings.chains)
+    batch = max(1, 2 // (settings.chains or 4))
     alive, most, asked = weakref.WeakSet(), 0, 0
     separator = Separator(gaussians(), RATE, settings)
 

@@ -54,7 +54,7 @@ def evaluate(
     coupling: Coupling = None,
     ladder: Ladder = None,
     redraws: Redraws = 24,
-    chains: Chains = 4,
+    chains: Chains = None,
     draws: Draws = None,
     warmup: Warmup = None,
     segment: Segment = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from pyrosep.cli.options import (
+    Chains,
     Device,
     Json,
     Out,
@@ -182,7 +183,7 @@ def music_command(
     songs: Annotated[int | None, typer.Option(min=1, help="At most so many songs [all].")] = None,
     components: Annotated[int, typer.Option(min=1, help="Of NMF, for each source.")] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Of two seconds, that a dictionary is learned from.")] = 100,
-    chains: Annotated[int, typer.Option(min=2, help="Chains for each window.")] = 8,
+    chains: Chains = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     seed: Seed = 0,
     quiet: Quiet = False,

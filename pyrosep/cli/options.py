@@ -37,12 +37,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 Model = Annotated[str, typer.Option("-n", "--model", help="Name of a model that ships, or a folder of one.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write into.")]
-Chains = Annotated[int, typer.Option(min=1, help="Chains for each window.")]
-Draws = Annotated[int | None, typer.Option(min=1, help="Draws from each chain [100; 1 with coupling local].")]
-Warmup = Annotated[int | None, typer.Option(min=0, help="Steps before the first draw [50; 0 with coupling local].")]
+Chains = Annotated[int | None, typer.Option(min=1, help="Chains for each window [4; 8 with coupling shared].")]
+Draws = Annotated[int | None, typer.Option(min=1, help="Draws from each chain [100; 1 with shared or local].")]
+Warmup = Annotated[int | None, typer.Option(min=0, help="Steps before the first draw [50; 0 with shared or local].")]
 Coupling = Annotated[
     str | None,
-    typer.Option(help="How the search goes: sweeps, noisy, denoised, constraint or local [what suits the priors]."),
+    typer.Option(
+        help="How the search goes: sweeps, shared, local, noisy, denoised, constraint [what suits the priors]."
+    ),
 ]
 Ladder = Annotated[str | None, typer.Option(help="Noise levels of the search: how many, or falling levels by commas.")]
 Redraws = Annotated[int, typer.Option(min=0, help="Block redraws of the search.")]

@@ -44,7 +44,7 @@ from pyrosep.errors import PyrosepError
 
 def demo(
     out: Out = Path("pyrosep-demo"),
-    chains: Chains = 4,
+    chains: Chains = None,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -73,7 +73,7 @@ def demo(
         print_table(_scores(result["scores"], f"SI-SDR in dB, The Easton Ellises - Falcon 69, model {MODEL}"))
         run = result["run"]
         typer.echo(
-            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {chains} chains from the guide on "
+            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: chains from the guide on "
             "each of the windows.\n"
             f"The stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
             f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}"
@@ -147,7 +147,7 @@ def separate(
     coupling: Coupling = None,
     ladder: Ladder = None,
     redraws: Redraws = 24,
-    chains: Chains = 4,
+    chains: Chains = None,
     draws: Draws = None,
     warmup: Warmup = None,
     segment: Segment = None,

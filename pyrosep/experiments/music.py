@@ -154,19 +154,24 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
         drawn = {name: song_frames(opened, name, 2 * rate, held_out=1).draw(task.frames) for name in names}
         nmf = Nmf.learn(drawn, components=task.components, seed=task.settings.seed)
         return lambda reference: nmf(reference.mix)
+    from scipy.stats import t as student
+
     exact = task.arm == "wiener"
     info = model_info(task.gaussian if exact else task.model)
     priors = load_priors(info.folder, sources=names)
     guide = load_guide(task.guide) if "guide" in task.arm and task.guide else None
     settings = replace(task.settings, method="exact" if exact else task.arm)
-    if task.arm == "guide+langevin" and settings.chosen_coupling(priors) == "local" and settings.draws is None:
-        settings = replace(settings, keep=settings.chains)  # all draws that there are
+    chains, draws, _ = settings.sampling(priors)
+    if "langevin" in task.arm and draws == 1:
+        settings = replace(settings, keep=chains)  # all draws that there are
 
     def estimate(reference: Reference) -> Tensor:
         found = separate(reference.mix, reference.sample_rate, priors, settings, guide=guide, model_gains=info.gains)
         trust.extend({"arm": task.arm, **row} for row in _trust(found.mean, found.stddev, reference))
         if settings.keep > 1:
-            rows = _trust(found.mean, found.draws.std(0), reference)
+            # Of few draws the deviation is known so well: a Student interval.
+            half = float(student.ppf(0.95, settings.keep - 1)) / _NINETY
+            rows = _trust(found.mean, half * found.draws.std(0), reference)
             trust.extend({"arm": f"{task.arm}, spread of draws", **row} for row in rows)
         return found.mean
 

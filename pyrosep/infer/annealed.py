@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.infer.descent import DescentSearch
 from pyrosep.infer.kernel import LangevinState, Progress
 from pyrosep.infer.ladder import check_ladder, noise_ladder
 from pyrosep.infer.mala import MALA
@@ -55,10 +56,14 @@ class AnnealedSGLD(MALA):
         model: a Pyro model.
         ladder: falling noise levels; by default :func:`~pyrosep.infer.noise_ladder` of 20 levels.
         steps_per_level: Langevin steps at each level, or sweeps.
-        coupling: ``"sweeps"``; or ``"noisy"``, ``"denoised"``, ``"constraint"`` or ``"local"`` for Langevin steps, see
-            :func:`~pyrosep.noised`. By default sweeps wherever the model allows them, and else ``"denoised"``.
+        coupling: ``"sweeps"``; ``"shared"`` for one descent of all sources together, see
+            :class:`~pyrosep.infer.descent.DescentSearch`; or ``"noisy"``, ``"denoised"``, ``"constraint"`` or
+            ``"local"`` for Langevin steps, see :func:`~pyrosep.noised`. By default sweeps wherever the model allows
+            them, and else ``"denoised"``.
         reverse_steps: denoiser calls of a draw in a sweep, for priors without exact draws.
         ancestral: reverse-diffusion moves between levels (Langevin moves only).
+        spread: of the draws at a level about their means (``coupling="shared"`` only): 1 for draws, 0 for the estimate
+            of least squared error, see :class:`~pyrosep.infer.descent.DescentSearch`.
         langevin_step: :math:`\eta` as a function of :math:`\sigma`; by default half of what is stable.
         redraws: block redraws after the first descent.
         block: sources in a block.
@@ -87,6 +92,7 @@ class AnnealedSGLD(MALA):
         *,
         reverse_steps: int = 8,
         ancestral: bool = True,
+        spread: float = 1.0,
         langevin_step: Callable[[float], float] | None = None,
         redraws: int = 24,
         block: int = 2,
@@ -110,8 +116,7 @@ class AnnealedSGLD(MALA):
             target_accept_prob=target_accept_prob,
             preconditioner=preconditioner,
         )
-        if coupling not in (None, "sweeps", *COUPLINGS):
-            raise ConfigurationError(f"coupling must be one of {('sweeps', *COUPLINGS)}; got {coupling!r}")
+        check_coupling(coupling)
         counts = {"steps_per_level": (steps_per_level, 1), "redraws": (redraws, 0), "block": (block, 1)}
         counts |= {
             "redraw_levels": (redraw_levels, 1),
@@ -125,11 +130,14 @@ class AnnealedSGLD(MALA):
             raise ConfigurationError(f"exchanges is a share, from 0 to 1; got {exchanges!r}")
         if not (len(acceptance) == 2 and min(acceptance) > 0):
             raise ConfigurationError(f"acceptance must be two positive numbers; got {acceptance!r}")
+        if not 0 <= spread <= 2:
+            raise ConfigurationError(f"spread must be from 0 to 2; got {spread!r}")
         self.ladder = None if ladder is None else check_ladder(ladder)
         self.steps_per_level = steps_per_level
         self.coupling = coupling
         self.reverse_steps = reverse_steps
         self.ancestral = ancestral
+        self.spread = spread
         self.langevin_step = langevin_step
         self.redraws = redraws
         self.block = block
@@ -158,17 +166,17 @@ class AnnealedSGLD(MALA):
             raise ConfigurationError("AnnealedSGLD needs a model with source priors as sites; this one has none")
         ladder = self.ladder or noise_ladder(potential.priors, DEFAULT_LEVELS)
         search = self._search(potential, z, ladder)
-        redraws = self.redraws if len(names) > 1 or not search.exchanges else 0
+        redraws = self.redraws if search.blocks and (len(names) > 1 or not search.exchanges) else 0
         total = len(ladder) + redraws
         with torch.no_grad():
             everyone = torch.arange(search.num_chains, device=next(iter(z.values())).device)
             lost = torch.zeros_like(everyone, dtype=torch.bool)
-            places = _places(search.ladder, levels, search.num_chains).to(everyone.device)
-            for first in places.unique().tolist():
-                down = partial(search.descend, everyone[places == first], search.ladder[first:], None, anew=False)
-                if levels is None:
-                    down()
-                else:
+            if levels is None:
+                search.begin(everyone, search.ladder)
+            else:
+                places = _places(search.ladder, levels).to(everyone.device)
+                for first in places.unique().tolist():
+                    down = partial(search.descend, everyone[places == first], search.ladder[first:], None, anew=False)
                     lost |= search.refine(down)
             start = dict(search.z)
             if search.exchanges and bool(lost.any()):
@@ -208,6 +216,8 @@ class AnnealedSGLD(MALA):
                 return SweepSearch(
                     potential, z, ladder, mix, sweeps=self.steps_per_level, reverse_steps=self.reverse_steps
                 )
+        if self.coupling == "shared":
+            return DescentSearch(potential, z, ladder, spread=self.spread)
         return LangevinSearch(
             potential,
             z,
@@ -239,10 +249,15 @@ class AnnealedSGLD(MALA):
         return {name: swept[:, number].reshape(z[name].shape) for number, name in enumerate(names)}
 
 
-def _places(ladder: Sequence[float], levels: Tensor | None, count: int) -> Tensor:
+def check_coupling(coupling: str | None) -> None:
+    """Raise ConfigurationError for a coupling that no search has; ``None`` leaves the choice to the kernel."""
+    known = ("sweeps", "shared", *COUPLINGS)
+    if coupling not in (None, *known):
+        raise ConfigurationError(f"coupling must be one of {known}; got {coupling!r}")
+
+
+def _places(ladder: Sequence[float], levels: Tensor) -> Tensor:
     """Where each chain comes into a ladder: the lowest level that is not below its own, or the top; ``(chains,)``."""
-    if levels is None:
-        return torch.zeros(count, dtype=torch.int64)
     above = torch.tensor(ladder, dtype=torch.float64) >= levels.cpu().double().unsqueeze(-1)
     return (above.sum(-1) - 1).clamp(min=0)
 

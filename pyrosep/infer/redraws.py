@@ -66,7 +66,9 @@ class Redraws:
         for number, prior in enumerate(self.priors):
             rows = torch.nonzero(index == number).flatten()
             if len(rows):
-                drawn[rows] = prior.at(level[rows]).draw(residual[rows], own[rows])
+                # What the others leave is the source in noise, and while the search goes on in what they got wrong.
+                others = float(prior.knows_interference and sigma > 0)
+                drawn[rows] = prior.at(level[rows], others).draw(residual[rows], own[rows])
         cost = [1 if prior.exact_draws else prior.reverse_steps + 1 for prior in self.priors]
         self.calls[chains.cpu()] += torch.tensor(cost)[index.cpu()]
         return drawn

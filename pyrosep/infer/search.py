@@ -54,12 +54,18 @@ class Search(ABC):
         ``anew`` forgets where they were; else they start from there, as far as the top of the ladder leaves anything.
         """
 
+    def begin(self, chains: Tensor, ladder: Sequence[float]) -> None:
+        """The first descent of ``chains`` whose start is no guide's."""
+        self.descend(chains, ladder, None, anew=False)
+
     def exchange(self, chains: Tensor, pairs: Tensor) -> None:
         """Let two sources of each chain, ``pairs`` ``(n, 2)``, take over what the other one explained."""
         raise NotImplementedError
 
     #: Whether :meth:`exchange` is there.
     exchanges = False
+    #: Whether :meth:`descend` can take some sources of a chain down, given the rest.
+    blocks = True
 
     def energy(self) -> Tensor:
         """Of the observations given all else, in nats: ``(chains,)``. Needs no prior."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyrosep import ContinuousFlow, GaussianPrior, load_priors, save_priors
-from pyrosep.errors import ConfigurationError
+from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.priors import DENOISERS, BandDenoiser, BandSize, Denoiser
 from pyrosep.priors.continuousflow_training import denoising_loss, interfered_batch, noised_batch, train_continuousflow
 from pyrosep.priors.frames import Frames, toy_frames
@@ -186,10 +186,10 @@ def test_without_other_sources_the_loss_is_the_one_without():
 @training
 @pytest.mark.parametrize(("size", "lowest", "share"), [(TINY, 0.5, 0.5), (BANDS, 0.1, 0.1)], ids=["waves", "bands"])
 def test_it_learns_both_posterior_means(size, lowest, share):
-    r"""A Gaussian source beside its like: E[s | x] is :math:`x / (1 + \sigma^2)` alone, :math:`x / (2 + \sigma^2)` heard.
+    r"""Of a Gaussian source beside its like E[s | x] is :math:`x / (2 + \sigma^2)`, alone :math:`x / (1 + \sigma^2)`.
 
-    The error is at most a share of the one that the other mean would make: of filters a tenth. A network of waves has to
-    give what grows as one over the noise, and learns it more slowly.
+    The error is at most a share of the one that the other mean would make: of filters a tenth. A network of waves has
+    to give what grows as one over the noise, and learns it more slowly.
     """
     exact = GaussianPrior(torch.ones(2), 32, sigma_min=0.0, sample_rate=8000)
     frames = Frames(
@@ -224,6 +224,6 @@ def test_a_run_with_another_recipe_is_not_resumed(tmp_path, quick):
     frames = toy_frames("sine", 32, held_out=4)
     run = {"folder": tmp_path, "quiet": True}
     train_continuousflow(frames, TINY, quick(), interference=Interference(), **run)
-    with pytest.raises(Exception, match="of other settings"):
-        other = replace(Interference(), presence=0.1)
+    other = replace(Interference(), presence=0.1)
+    with pytest.raises(CheckpointError, match="of other settings"):
         train_continuousflow(frames, TINY, quick(), interference=other, resume=True, **run)

@@ -1,0 +1,185 @@
+"""A search that takes all sources down the noise levels together, and shares out what they leave of the mix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pyrosep.errors import ConfigurationError, DivergenceError
+from pyrosep.infer.noising import common_transform
+from pyrosep.infer.potential import Potential, Values
+from pyrosep.infer.response import LinearMix, linear_mix_of
+from pyrosep.infer.search import Search
+from pyrosep.priors.bandnet import ShortTimeSpectrum
+
+__all__ = ["DescentSearch", "share_out"]
+
+
+class DescentSearch(Search):
+    r"""Ancestral descent of all sources at once, for priors whose denoisers filter one short-time spectrum.
+
+    At a level :math:`\sigma` every denoiser gives its source's mean :math:`D_k` in each bin given :math:`x_k` alone, by
+    a filter :math:`g_k`, and with it a variance :math:`C_k`. A draw of the sources given the mix too is then, by
+    Matheron's rule, a draw without the mix, moved to where it explains the mix:
+
+    .. math:: s_k = \tilde s_k + g_k a_k^T \Big(\frac{1}{\lambda\sigma^2} I + \sum_j g_j a_j a_j^T\Big)^{-1}
+              \Big(m - \sum_j a_j \tilde s_j - \lambda^{-1/2} \epsilon_0\Big), \qquad
+              \tilde s_k = D_k + \sqrt{C_k}\, \epsilon_k,
+
+    and the chain goes on to the next level :math:`\sigma'` given these (Ho et al., 2020):
+
+    .. math:: x_k \leftarrow s_k + r (x_k - s_k) + \sigma' \sqrt{1 - r}\, \epsilon, \qquad r = \sigma'^2 / \sigma^2.
+
+    With :math:`C_k = g_k \sigma^2` that is exact, at any number of levels, for sources that are Gaussian in each bin.
+    No step is corrected by a gradient. With ``spread=0`` the chain follows the means instead, all :math:`\epsilon` but
+    those of the noise levels left out.
+
+    Denoisers that know interference are told of it all the way, for what is wrong with :math:`s_k` is other sources.
+    What they don't know is then more than noise, and its power in a bin is read off the signal:
+    :math:`C_k = g_k (1 - g_k) |X_k|^2`. If all priors know it, a search that starts anew starts from the mix, which is
+    each source with all others for interference, and needs no levels above the sources' own loudness; else from noise.
+
+    The spectra's windows lie elsewhere at each level, at random, so that what they do at their edges averages out.
+    The second half of the chains has the noise of the first half with the other sign: each chain by itself is a draw,
+    and in the mean of two the errors that noise makes in first order cancel (antithetic draws, Hammersley & Morton,
+    1956).
+
+    Arguments:
+        potential: of the model, a linear mix of fixed gains with Normal noise.
+        z: where the chains start, unconstrained.
+        ladder: falling noise levels.
+        spread: of the draws at a level about their means, relative to the deviations that the denoisers tell.
+
+    Raises:
+        ConfigurationError: a model or priors that it is not for.
+    """
+
+    blocks = False
+
+    def __init__(self, potential: Potential, z: Values, ladder: Sequence[float], *, spread: float = 1.0) -> None:
+        super().__init__(potential, z, ladder)
+        found = linear_mix_of(potential, potential.constrain(z))
+        if isinstance(found, str):
+            raise ConfigurationError(f"coupling 'shared' needs a mix that is linear in its sources; {found}")
+        if others := [name for name in z if name not in self.names]:
+            raise ConfigurationError(
+                f"coupling 'shared' needs a model whose latent sites are sources; {', '.join(others)} are none. Give "
+                "them values (poutine.condition), or use coupling='sweeps'"
+            )
+        self.mix, self.spread = found, spread
+        priors = list(potential.priors.values())
+        self.transform = common_transform(priors)
+        if self.transform is None:
+            windows = [prior.transform and prior.transform.size for prior in priors]
+            raise ConfigurationError(
+                "coupling 'shared' needs priors whose denoisers are filters of short-time spectra, all of one window; "
+                f"these have the windows {windows}"
+            )
+        self.priors = [prior.frame(prior.time + self.transform.hop) for prior in priors]
+        self.told = all(prior.knows_interference for prior in priors)
+
+    def descend(self, chains: Tensor, ladder: Sequence[float], blocks: Tensor | None, *, anew: bool = True) -> None:
+        assert blocks is None, "all sources go down together"
+        mix = LinearMix(self.mix.observed[chains], self.mix.gains[chains], self.mix.noise[chains])
+        sources = self._start(mix) if anew else self._sources(chains)
+        x = sources + ladder[0] * self._noise(sources)
+        for number, sigma in enumerate(ladder):
+            sources = self._drawn(x, mix, sigma)
+            if not bool(sources.isfinite().flatten(1).all(-1).any()):
+                raise DivergenceError(
+                    f"no chain is finite any more at noise level {sigma:.3g} of the search; look at the data"
+                )
+            if number + 1 < len(ladder):
+                # What x was started with is no draw given the mix: its noise alone is.
+                share = (ladder[number + 1] / sigma) ** 2 if number else 0.0
+                x = sources + share * (x - sources) + ladder[number + 1] * (1 - share) ** 0.5 * self._noise(x)
+        self._put(chains, sources)
+
+    def begin(self, chains: Tensor, ladder: Sequence[float]) -> None:
+        self.descend(chains, ladder, None)
+
+    def _start(self, mix: LinearMix) -> Tensor:
+        """Each source as though all others were interference beside it: ``(chains, source, time)``."""
+        if not self.told:
+            return mix.observed.new_zeros(*mix.gains.shape[:2], mix.observed.shape[-1])
+        return mix.gains @ mix.observed / mix.power.unsqueeze(-1).clamp(min=1e-30)
+
+    def _drawn(self, x: Tensor, mix: LinearMix, sigma: float) -> Tensor:
+        """The sources ``(chains, source, time)`` given their values at a level, and the mix."""
+        assert self.transform is not None
+        hop, time = self.transform.hop, x.shape[-1]
+        before = int(torch.randint(hop, ()))
+        around = (before, hop - before)
+        padded = pad(x, around)
+        filtered = [
+            prior.at(max(sigma, prior.sigma_min), interference=float(prior.knows_interference)).filtered(own)
+            for prior, own in zip(self.priors, padded.unbind(1), strict=True)
+        ]
+        self.calls += len(self.priors)
+        clean, gain = (torch.stack(parts, 1) for parts in zip(*filtered, strict=True))
+        observed = pad(mix.observed, around)
+        if self.spread:
+            deviation = self.spread * self._variance(padded, gain, sigma).sqrt()
+            clean = clean + self.transform.inverse(deviation * self.transform(self._noise(clean)), clean.shape[-1])
+            observed = observed - self.spread * mix.noise.unsqueeze(-1) * self._noise(observed)
+        found = share_out(clean, sigma**2 * gain, LinearMix(observed, mix.gains, mix.noise), self.transform)
+        return found[..., before : before + time]
+
+    def _variance(self, x: Tensor, gain: Tensor, sigma: float) -> Tensor:
+        """Of what the denoisers give, in the bins ``(chains, source, frame, bin)``."""
+        assert self.transform is not None
+        variances = [
+            own * (1 - own) * torch.view_as_real(self.transform(value)).square().sum(-1)
+            if prior.knows_interference
+            else sigma**2 * own
+            for prior, value, own in zip(self.priors, x.unbind(1), gain.unbind(1), strict=True)
+        ]
+        return torch.stack(variances, 1)
+
+    @staticmethod
+    def _noise(like: Tensor) -> Tensor:
+        """White noise; that of the second half of the chains is the first half's with the other sign."""
+        half = torch.randn(-(-len(like) // 2), *like.shape[1:], dtype=like.dtype, device=like.device)
+        return torch.cat([half, -half])[: len(like)]
+
+    def _own_noise(self) -> Tensor:
+        own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.priors])
+        return (self.mix.power * own.square()).sum(-1) / self.mix.observed.shape[1]
+
+    def _sources(self, chains: Tensor) -> Tensor:
+        return torch.stack([self.z[name].reshape(self.num_chains, -1)[chains] for name in self.names], 1)
+
+    def _put(self, chains: Tensor, sources: Tensor) -> None:
+        for number, name in enumerate(self.names):
+            flat = self.z[name].reshape(self.num_chains, -1).clone()
+            flat[chains] = sources[:, number]
+            self.z[name] = flat.reshape(self.z[name].shape)
+
+
+def share_out(clean: Tensor, variance: Tensor, mix: LinearMix, transform: ShortTimeSpectrum) -> Tensor:
+    r"""Means of Gaussian sources given a linear mix of them, bin by bin: see :class:`DescentSearch`.
+
+    Arguments:
+        clean: their means without the mix, :math:`D_k`, ``(chains, source, time)``.
+        variance: in the bins of the short-time spectrum, :math:`C_k`, ``(chains, source, frame, bin)``.
+        mix: observation, gains and noise.
+        transform: of the short-time spectrum.
+
+    Returns:
+        ``(chains, source, time)``.
+    """
+    left = transform(mix.remainder(clean))  # (chains, channel, frame, bin)
+    seen = variance.unsqueeze(2) * mix.gains[..., None, None]  # C_k a_k, (chains, source, channel, frame, bin)
+    noise = mix.noise.square()[..., None, None]
+    if left.shape[1] == 1:
+        total = (seen * mix.gains[..., None, None]).sum(1) + noise
+        shared = seen[:, :, 0] * (left / total)
+    else:
+        covariance = torch.einsum("nkctf,nkd->ntfcd", seen, mix.gains)
+        covariance = covariance + torch.diag_embed(noise.expand(covariance.shape[:-1]))
+        pull = torch.linalg.solve(covariance + 0j, left.permute(0, 2, 3, 1).unsqueeze(-1)).squeeze(-1)
+        shared = torch.einsum("nkctf,ntfc->nktf", seen + 0j, pull)
+    return clean + transform.inverse(shared, clean.shape[-1])
