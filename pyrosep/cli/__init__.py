@@ -6,6 +6,7 @@ import typer
 
 from pyrosep.cli.evaluating import evaluate
 from pyrosep.cli.experimenting import (
+    audit_command,
     constant_inputs_command,
     cross_likelihood_command,
     flows_command,
@@ -45,6 +46,7 @@ experiment_app.command("samplers")(samplers_command)
 experiment_app.command("guides")(guides_command)
 experiment_app.command("flows")(flows_command)
 experiment_app.command("music")(music_command)
+experiment_app.command("audit")(audit_command)
 experiment_app.command("cross-likelihood")(cross_likelihood_command)
 experiment_app.command("noised-likelihood")(noised_likelihood_command)
 experiment_app.command("constant-inputs")(constant_inputs_command)

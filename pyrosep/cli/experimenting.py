@@ -215,6 +215,49 @@ def music_command(
         _report(tables, out, json_file, quiet)
 
 
+def audit_command(
+    out: Out,
+    data: Annotated[str, typer.Option("--data", help="Songs with stems: a folder ROOT/SONG/STEM.wav.")],
+    model: Annotated[str, typer.Option("-n", "--model", help="Model whose denoisers are filters.")] = "band-small",
+    searches: Annotated[
+        list[str] | None, typer.Option("--search", help="shared or local; may be given again [both].")
+    ] = None,
+    levels: Annotated[str, typer.Option(help="Numbers of noise levels, by commas.")] = "3,6,12,24",
+    windows: Annotated[int, typer.Option(min=1, help="Windows, at most.")] = 36,
+    chains: Annotated[int, typer.Option(min=2, help="Draws of each window.")] = 16,
+    every: Annotated[
+        str, typer.Option(help="FIRST,STEP: each STEP-th song from the FIRST on, counted from 0.")
+    ] = "0,1",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Searches on windows of songs by the number of noise levels and of draws: SI-SDR, energies and intervals."""
+    with reported():
+        from pyrosep.experiments.audit import SEARCHES, audit
+
+        first, *step = _numbers(every, "--every", int)
+        if len(step) != 1 or first < 0 or step[0] < 1:
+            raise ConfigurationError(f"--every takes the first song and a step, such as 0,2; got {every!r}")
+        bar, update = track_progress("audit", quiet)
+        with bar:
+            tables = audit(
+                out,
+                data,
+                model=model,
+                searches=searches or SEARCHES,
+                levels=_numbers(levels, "--levels", int),
+                windows=windows,
+                chains=chains,
+                every=(first, step[0]),
+                seed=seed,
+                workers=workers,
+                progress=update,
+            )
+        _report(tables, out, json_file, quiet)
+
+
 def cross_likelihood_command(
     out: Out,
     priors: Priors = "toy-flowavenet",
