@@ -418,7 +418,7 @@ class Separator:
             num_samples=draws,
             warmup_steps=self.warmup,
             num_chains=len(rows),
-            init="mix" if self.guide is None else _Start(self.guide, self.gains),
+            init="mix" if self.guide is None else _Start(self.guide, self.gains, drawn=self.coupling != "shared"),
             seed=self.settings.seed + len(self._parts),
             disable_progbar=True,
         )
@@ -549,20 +549,25 @@ class _Start:
     """A guide for a mix with other gains than it was trained with: it gives sources as they are in the mix.
 
     A guide's sources grow with the mix, so that gains in the same ratios make no difference at all.
+
+    Called, it draws them, or with ``drawn=False`` gives their means.
     """
 
-    def __init__(self, guide: EncoderGuide | None, gains: Tensor) -> None:
+    def __init__(self, guide: EncoderGuide | None, gains: Tensor, *, drawn: bool = True) -> None:
         assert guide is not None
         assert guide.gains is not None
-        self.guide, own = guide, guide.gains
+        self.guide, self.drawn, own = guide, drawn, guide.gains
         gains = gains.to(own)
         #: Between the levels of the two mixes, and of each source.
         self.level = gains.norm() / own.norm()
         self.scale = (self.level * own / gains).unsqueeze(-1)
 
     def __call__(self, mix: Tensor) -> dict[str, Tensor]:
-        with poutine.block():
-            values = self.guide(mix / self.level)
+        if self.drawn:
+            with poutine.block():
+                values = self.guide(mix / self.level)
+        else:
+            values = dict(zip(self.guide.names, self.guide.moments(mix / self.level)[0].unbind(-2), strict=True))
         scaled = {name: value * scale for (name, value), scale in zip(values.items(), self.scale, strict=True)}
         return {name: pyro.sample(name, dist.Delta(value).to_event(1)) for name, value in scaled.items()}
 

@@ -156,10 +156,9 @@ class AnnealedSGLD(MALA):
     def search(self, potential: Potential, z: Values, progress: Progress, levels: Tensor | None = None) -> Values:
         """From starting values to where the chains sample, all unconstrained.
 
-        Chains come in at the lowest level of the ladder that is not below their own, for noise of that level hides what
-        is wrong with their start; without ``levels`` at the top. From a known level a descent that explains less of the
-        mix than the start did is taken back; sweeps then begin from nothing, and where those don't settle either, the
-        chain has its start again.
+        Chains come in where :meth:`~pyrosep.infer.search.Search.places` has it; without ``levels`` at the top. From a
+        known level a descent that explains less of the mix than the start did is taken back; sweeps then begin from
+        nothing, and where those don't settle either, the chain has its start again.
         """
         names = list(potential.priors)
         if not names:
@@ -174,7 +173,7 @@ class AnnealedSGLD(MALA):
             if levels is None:
                 search.begin(everyone, search.ladder)
             else:
-                places = _places(search.ladder, levels).to(everyone.device)
+                places = search.places(levels).to(everyone.device)
                 for first in places.unique().tolist():
                     down = partial(search.descend, everyone[places == first], search.ladder[first:], None, anew=False)
                     lost |= search.refine(down)
@@ -254,12 +253,6 @@ def check_coupling(coupling: str | None) -> None:
     known = ("sweeps", "shared", *COUPLINGS)
     if coupling not in (None, *known):
         raise ConfigurationError(f"coupling must be one of {known}; got {coupling!r}")
-
-
-def _places(ladder: Sequence[float], levels: Tensor) -> Tensor:
-    """Where each chain comes into a ladder: the lowest level that is not below its own, or the top; ``(chains,)``."""
-    above = torch.tensor(ladder, dtype=torch.float64) >= levels.cpu().double().unsqueeze(-1)
-    return (above.sum(-1) - 1).clamp(min=0)
 
 
 def _spread(ladder: Sequence[float], count: int) -> tuple[float, ...]:

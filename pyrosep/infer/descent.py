@@ -17,6 +17,9 @@ from pyrosep.priors.bandnet import ShortTimeSpectrum
 
 __all__ = ["DescentSearch", "share_out"]
 
+#: How far chains go from a guide's start to the mix.
+_DOUBT = 0.25
+
 
 class DescentSearch(Search):
     r"""Ancestral descent of all sources at once, for priors whose denoisers filter one short-time spectrum.
@@ -41,6 +44,8 @@ class DescentSearch(Search):
     What they don't know is then more than noise, and its power in a bin is read off the signal:
     :math:`C_k = g_k (1 - g_k) |X_k|^2`. If all priors know it, a search that starts anew starts from the mix, which is
     each source with all others for interference, and needs no levels above the sources' own loudness; else from noise.
+    From a guide's start they go a quarter of the way to the mix: what the guide took from a source comes back with
+    other sources around it, which the denoisers know what to do with.
 
     The spectra's windows lie elsewhere at each level, at random, so that what they do at their edges averages out.
     The second half of the chains has the noise of the first half with the other sign: each chain by itself is a draw,
@@ -84,7 +89,10 @@ class DescentSearch(Search):
     def descend(self, chains: Tensor, ladder: Sequence[float], blocks: Tensor | None, *, anew: bool = True) -> None:
         assert blocks is None, "all sources go down together"
         mix = LinearMix(self.mix.observed[chains], self.mix.gains[chains], self.mix.noise[chains])
-        sources = self._start(mix) if anew else self._sources(chains)
+        sources = self._start(mix)
+        if not anew:
+            given = self._sources(chains)
+            sources = given + (_DOUBT * (sources - given) if self.told else 0.0)
         x = sources + ladder[0] * self._noise(sources)
         for number, sigma in enumerate(ladder):
             sources = self._drawn(x, mix, sigma)
@@ -100,6 +108,10 @@ class DescentSearch(Search):
 
     def begin(self, chains: Tensor, ladder: Sequence[float]) -> None:
         self.descend(chains, ladder, None)
+
+    def places(self, levels: Tensor) -> Tensor:
+        # The ladder is short and begins where the sources are as loud as the noise, which no guide is beyond.
+        return torch.zeros(len(levels), dtype=torch.int64)
 
     def _start(self, mix: LinearMix) -> Tensor:
         """Each source as though all others were interference beside it: ``(chains, source, time)``."""

@@ -58,6 +58,14 @@ class Search(ABC):
         """The first descent of ``chains`` whose start is no guide's."""
         self.descend(chains, ladder, None, anew=False)
 
+    def places(self, levels: Tensor) -> Tensor:
+        """Where chains whose start is off by ``levels`` come into the ladder, ``(chains,)`` each.
+
+        At the lowest level that is not below their own, for noise of that level hides what is wrong with their start.
+        """
+        above = torch.tensor(self.ladder, dtype=torch.float64) >= levels.cpu().double().unsqueeze(-1)
+        return (above.sum(-1) - 1).clamp(min=0)
+
     def exchange(self, chains: Tensor, pairs: Tensor) -> None:
         """Let two sources of each chain, ``pairs`` ``(n, 2)``, take over what the other one explained."""
         raise NotImplementedError
