@@ -30,11 +30,12 @@ from pyrosep.infer import (
     noise_ladder,
 )
 from pyrosep.infer.annealed import check_coupling
+from pyrosep.infer.descent import LEVELS, descent_ladder
 from pyrosep.infer.ladder import check_ladder
 from pyrosep.infer.noising import common_transform
 from pyrosep.precision import check_precision
 from pyrosep.priors import GaussianPrior, SourcePrior
-from pyrosep.priors.base import full_sum, rms
+from pyrosep.priors.base import full_sum
 from pyrosep.priors.continuousflow import in_precision
 from pyrosep.windows import cross_fade, windows_of
 
@@ -42,9 +43,8 @@ __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
 
 METHODS = ("langevin", "exact", "guide", "guide+langevin")
 
-#: Levels of a search with the local coupling, and with the shared one.
+#: Levels of a search with the local coupling.
 _LOCAL_LEVELS = 12
-_SHARED_LEVELS = 3
 #: Chains that leave so many times the power of the mix that the best one leaves are passed over, without a density.
 _FAR = 4.0
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
@@ -65,7 +65,7 @@ class Settings:
             moves, see :class:`~pyrosep.AnnealedSGLD`; ``None`` for ``"shared"`` with priors whose denoisers are filters
             and know interference, ``"local"`` with other filters, sweeps with others that are not Gaussian, and no
             search with those that are.
-        ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12, with ``"shared"`` 3.
+        ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12, with ``"shared"`` 4.
             Giving either makes a search.
         redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSGLD`.
         chains: chains for each window and channel; ``None`` for 4, with coupling ``"shared"`` 8.
@@ -464,8 +464,8 @@ class Separator:
             return MALA(model, 0.5)
         settings = self.settings
         if self.coupling == "shared":
-            count = settings.ladder or _SHARED_LEVELS
-            falling = self._shared_ladder(count) if isinstance(count, int) else count
+            count = settings.ladder or LEVELS
+            falling = descent_ladder(self.priors, count) if isinstance(count, int) else count
             last = self.draws > 1
             return AnnealedSGLD(model, falling, coupling="shared", sample_last=last, preconditioner=None)
         local = self.coupling == "local"
@@ -476,11 +476,6 @@ class Separator:
                 model, ladder, coupling="local", redraws=0, sample_last=self.draws > 1, preconditioner=None
             )
         return AnnealedSGLD(model, ladder, coupling=self.coupling, redraws=settings.redraws, step_size=0.5)
-
-    def _shared_ladder(self, levels: int) -> tuple[float, ...]:
-        """From where noise is as loud as the loudest source to a fifth of that; the last draws are of little more."""
-        top = max(map(rms, self.priors.values()))
-        return noise_ladder(self.priors, levels, top=top, bottom=top / 5)
 
     @staticmethod
     def _fair_weights(mix: Tensor, found: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from pyrosep.evaluate import si_sdr, sounding
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
 from pyrosep.infer import AnnealedSGLD, LangevinMCMC, noise_ladder
+from pyrosep.infer.descent import descent_ladder
 from pyrosep.mixing import linear_mix
 from pyrosep.priors import SourcePrior, load_priors, model_info
 from pyrosep.priors.base import rms
@@ -203,12 +204,8 @@ def _separated(task: _Task, priors: Mapping[str, SourcePrior], mix: Tensor) -> t
         for chain in range(task.chains):
             noise = 10 ** (_NOISE_DB / 20) * float(batch.square().mean().sqrt())
             model = linear_mix(priors, torch.ones(len(priors)), noise)
-            top = max(map(rms, priors.values()))
-            ladder = (
-                noise_ladder(priors, task.levels, top=top, bottom=top / 5)
-                if task.search == "shared"
-                else noise_ladder(priors, task.levels)
-            )
+            levels = descent_ladder if task.search == "shared" else noise_ladder
+            ladder = levels(priors, task.levels)
             kernel = AnnealedSGLD(
                 model, ladder, coupling=task.search, redraws=0, sample_last=False, preconditioner=None
             )

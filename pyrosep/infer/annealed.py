@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.descent import DescentSearch
+from pyrosep.infer.descent import LEVELS, DescentSearch, descent_ladder
 from pyrosep.infer.kernel import LangevinState, Progress
 from pyrosep.infer.ladder import check_ladder, noise_ladder
 from pyrosep.infer.mala import MALA
@@ -54,7 +54,8 @@ class AnnealedSGLD(MALA):
 
     Arguments:
         model: a Pyro model.
-        ladder: falling noise levels; by default :func:`~pyrosep.infer.noise_ladder` of 20 levels.
+        ladder: falling noise levels; by default :func:`~pyrosep.infer.noise_ladder` of 20 levels, with coupling
+            ``"shared"`` :func:`~pyrosep.infer.descent.descent_ladder` of 4.
         steps_per_level: Langevin steps at each level, or sweeps.
         coupling: ``"sweeps"``; ``"shared"`` for one descent of all sources together, see
             :class:`~pyrosep.infer.descent.DescentSearch`; or ``"noisy"``, ``"denoised"``, ``"constraint"`` or
@@ -163,7 +164,12 @@ class AnnealedSGLD(MALA):
         names = list(potential.priors)
         if not names:
             raise ConfigurationError("AnnealedSGLD needs a model with source priors as sites; this one has none")
-        ladder = self.ladder or noise_ladder(potential.priors, DEFAULT_LEVELS)
+        if self.ladder is not None:
+            ladder = self.ladder
+        elif self.coupling == "shared":
+            ladder = descent_ladder(potential.priors, LEVELS)
+        else:
+            ladder = noise_ladder(potential.priors, DEFAULT_LEVELS)
         search = self._search(potential, z, ladder)
         redraws = self.redraws if search.blocks and (len(names) > 1 or not search.exchanges) else 0
         total = len(ladder) + redraws

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pyrosep.errors import ConfigurationError, DivergenceError
+from pyrosep.infer.ladder import noise_ladder
 from pyrosep.infer.noising import common_transform
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import LinearMix, linear_mix_of
 from pyrosep.infer.search import Search
+from pyrosep.priors import SourcePrior
 from pyrosep.priors.bandnet import ShortTimeSpectrum
+from pyrosep.priors.base import rms
 
-__all__ = ["DescentSearch", "share_out"]
+__all__ = ["LEVELS", "DescentSearch", "descent_ladder", "share_out"]
+
+#: Noise levels, by default.
+LEVELS = 4
 
 #: How far chains go from a guide's start to the mix.
 _DOUBT = 0.25
@@ -169,6 +175,22 @@ class DescentSearch(Search):
             flat = self.z[name].reshape(self.num_chains, -1).clone()
             flat[chains] = sources[:, number]
             self.z[name] = flat.reshape(self.z[name].shape)
+
+
+def descent_ladder(priors: Mapping[str, SourcePrior], levels: int = LEVELS) -> tuple[float, ...]:
+    """Noise levels for a :class:`DescentSearch`, in equal ratios.
+
+    If all priors know interference, from two and a half times as loud as the loudest source down to a sixth of that:
+    above it a source is lost, and below it little changes. Else those of :func:`~pyrosep.infer.noise_ladder`.
+
+    Arguments:
+        priors: by source.
+        levels: how many.
+    """
+    if not all(prior.knows_interference for prior in priors.values()):
+        return noise_ladder(priors, levels)
+    top = 2.5 * max(map(rms, priors.values()))
+    return noise_ladder(priors, levels, top=top, bottom=top / 6)
 
 
 def share_out(clean: Tensor, variance: Tensor, mix: LinearMix, transform: ShortTimeSpectrum) -> Tensor:
