@@ -1106,11 +1106,26 @@ def test_train_continuousflow_on_recordings(tmp_path, stems):
     assert (info.family, info.sample_rate, info.frame) == ("continuousflow", 4000, 64)
 
 
+@lightning
+def test_train_continuousflow_with_interference(tmp_path, stems):
+    command = ("train-prior", "continuousflow", "--data", stems, "--size", "tiny", "-d", "cpu", "--quiet")
+    quick, heard = ("--frame", "64", "--batch", "4", "--steps", "2"), ("--interference", "0.5")
+    alone, out = ("-o", tmp_path / "alone"), ("-o", tmp_path / "out", "--json", tmp_path / "f.json")
+    assert run(*command, *quick, *alone).exit_code == 0
+    # A model of sources alone is a start for one that knows interference.
+    result = run(*command, *quick, *heard, *out, "--start", tmp_path / "alone")
+    assert result.exit_code == 0, result.output
+    assert all(prior.knows_interference for prior in load_priors(tmp_path / "out").values())
+    for report in json.loads((tmp_path / "f.json").read_text()).values():
+        assert "SNR with others at 0.1" in report
+
+
 def test_train_continuousflow_mistakes(tmp_path):
     for arguments, said in (
         (("--size", "huge"), "--size must be one of tiny, small, music; got 'huge'"),
         (("--flip",), "--flip and --takes are for recordings, not toy data"),
         (("--takes", "2"), "takes from 0 to 1"),
+        (("--interference", "0.5", "--told", "all"), "may be told nothing, presence, level of interference"),
         (("--workers", "2", "--devices", "2"), "--workers takes one device a source"),
         (("--start", "toy"), "--start must be a model of ContinuousFlow priors; toy has a OscillatorPrior"),
     ):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosep import EncoderGuide, GaussianPrior, OscillatorPrior
+from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.guides import UNetSize
+from pyrosep.priors import BandDenoiser, BandSize
 from pyrosep.separate import Separator, Settings, separate
 from pyrosep.windows import windows_of
 
@@ -593,11 +594,53 @@ def test_deviations_of_chains_that_stay_near_a_guide_hold_its_own(white_flows):
     own = separate(mix, RATE, priors, replace(settings, method="guide"), guide=guide)
     # All four chains are kept; draws are given what they leave of the mix, the noise, 60 dB below it.
     close = {"rtol": 1e-3, "atol": 5 * 1e-3 * mix.std().item()}
-    spread = found.draws.std(0, correction=0)
+    spread = found.draws.std(0)  # unbiased, as it has to be for four draws
     torch.testing.assert_close(found.stddev, (spread.square() + own.stddev.square()).sqrt(), **close)
     alone = separate(mix, RATE, priors, replace(settings, method="langevin"))
-    torch.testing.assert_close(alone.stddev, alone.draws.std(0, correction=0), **close)
+    torch.testing.assert_close(alone.stddev, alone.draws.std(0), **close)
     assert own.stddev.mean() > 0.01
+
+
+@pytest.fixture
+def told_flows():
+    """Denoisers that filter and know interference, not trained: each takes what is beside it for as loud as itself."""
+    torch.manual_seed(0)
+    size = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
+    return {
+        name: ContinuousFlow(
+            BandDenoiser(size, torch.full((33,), LEVELS[name] ** 2), interference=True),
+            FRAME,
+            sigma_min=1e-3,
+            sample_rate=RATE,
+        )
+        for name in LEVELS
+    }
+
+
+def test_filters_that_know_interference_go_down_together(told_flows, white_flows):
+    """By default; one draw of each of eight chains, and each sums to the mix."""
+    assert Settings().chosen_coupling(told_flows) == "shared"
+    assert Settings().chosen_coupling(white_flows) == "local"
+    assert Settings().sampling(told_flows) == (8, 1, 0)
+    assert Settings(chains=2, draws=3, warmup=1).sampling(told_flows) == (2, 3, 1)
+    mix = noise(1, 2 * FRAME)
+    found = separate(mix, RATE, told_flows, Settings(gains=(1.0, 1.0), keep=8, overlap=0.0))
+    torch.testing.assert_close(found.mean.sum(0), mix, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.draws.sum(1), mix.expand(8, -1, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.draws.mean(0), found.mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.stddev, found.draws.std(0), atol=1e-3, rtol=0.02)
+    assert found.stddev.mean() > 0.01
+
+
+def test_they_start_near_a_guides_mean_and_spread_by_themselves(told_flows, monkeypatch):
+    """No draw of the guide's, and no deviation of its own, goes into theirs."""
+    guide, drawn = WhiteGuide(LEVELS, (1.0, 1.0)), []
+    forward = WhiteGuide.forward
+    monkeypatch.setattr(WhiteGuide, "forward", lambda self, mix: drawn.append(mix) or forward(self, mix))
+    settings = Settings(gains=(1.0, 1.0), keep=8, overlap=0.0)
+    found = separate(noise(1, FRAME), RATE, told_flows, settings, guide=guide)
+    assert not drawn
+    torch.testing.assert_close(found.stddev, found.draws.std(0), atol=1e-3, rtol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,26 @@ def test_exchange_mends_sources_that_hold_each_others_place():
 def test_floor_is_the_level_of_a_source_in_the_mixs_noise(three):
     power = (1 + 0.7**2 + 0.4**2) / 3
     assert three.floor == pytest.approx(0.5 / math.sqrt(power))
+
+
+# --- interference --------------------------------------------------------------------------------------------------
+
+
+def test_draws_are_told_of_others_while_the_search_goes_on(linear):
+    """What the others leave of the mix is the source beside their errors, until the last level."""
+
+    class Told(GaussianPrior):
+        knows_interference = True
+
+        def draw(self, value, to):
+            told.append(self.interference)
+            return super().draw(value, to)
+
+    told = []
+    priors = [Told(prior.grid, prior.time, sigma_min=prior.sigma_min) for prior in linear.priors.values()]
+    potential = Potential(linear.model, (linear.mix,), num_chains=2)
+    redraws = Redraws(priors, linear_mix_of(potential, potential.prior_draw))
+    for sigma, expected in ((1.0, {1.0}), (0.0, {0.0})):
+        told.clear()
+        redraws.sweep(torch.zeros(2, len(priors), linear.mix.shape[-1]), torch.arange(2), sigma)
+        assert set(told) == expected
