@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,12 +73,14 @@ def run_demo(
     the estimates and their standard deviations.
 
     Returns:
-        ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``picture``: its path.
+        ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``chains``: how many for each
+        window; ``picture``: its path.
     """
     settings = settings or Settings()
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
-    settings = replace(settings, keep=min(KEPT, math.prod(settings.sampling(priors)[:2])))
+    count, each, _ = settings.sampling(priors)
+    settings = replace(settings, keep=min(KEPT, count * each))
     info = model_info(MODEL)
     own_guide = find_guide(info)
     assert own_guide is not None
@@ -136,6 +137,7 @@ def run_demo(
     return {
         "scores": scores,
         "run": run,
+        "chains": count,
         "folder": str(folder),
         "picture": str(picture),
         "sum_residual_db": 10 * torch.log10(residual.clamp(min=1e-20)).item(),

@@ -73,8 +73,8 @@ def demo(
         print_table(_scores(result["scores"], f"SI-SDR in dB, The Easton Ellises - Falcon 69, model {MODEL}"))
         run = result["run"]
         typer.echo(
-            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: chains from the guide on "
-            "each of the windows.\n"
+            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {result['chains']} chains from the "
+            "guide on each of the windows.\n"
             f"The stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
             f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}"
         )
