@@ -1,6 +1,7 @@
 """Weights on disk: whole or not at all."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,9 +124,20 @@ def test_text_is_written_whole(tmp_path):
     assert [other.name for other in path.parent.iterdir()] == ["report.txt"]
 
 
-def test_text_that_can_not_be_encoded_leaves_the_old(tmp_path):
+def test_text_that_can_not_be_written_leaves_the_old(tmp_path, monkeypatch):
     path = tmp_path / "report.txt"
     write_text(path, "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
+
+    def full(self, text, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_text(path, "second")
     assert path.read_text() == "first"
+
+
+def test_text_without_bytes_in_utf_8_is_written_as_an_escape(tmp_path):
+    """So that JSON gives back the name of a file whose bytes are no UTF-8."""
+    write_text(tmp_path / "report.json", json.dumps("caf\udce9", ensure_ascii=False))
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == "caf\udce9"
