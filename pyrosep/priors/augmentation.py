@@ -59,7 +59,7 @@ class Augmentation:
 
     def length(self, time: int) -> int:
         """Samples that a frame of ``time`` samples is made of."""
-        return _quick_length(math.ceil(_whole(time) * 2 ** (self.pitch / 12))) if self.pitch else time
+        return math.ceil(_whole(time) * 2 ** (self.pitch / 12)) if self.pitch else time
 
     def __call__(self, drawn: Tensor, time: int, sample_rate: int | None = None) -> Tensor:
         """Frames ``(n, time)`` of drawn ones, ``(n, length(time))``, by torch's own generator.
@@ -100,7 +100,7 @@ class Augmentation:
         """``time`` samples at a random pitch, resampled in the Fourier domain."""
         ratio = 2 ** (self.pitch / 12 * (2 * float(torch.rand(())) - 1))
         whole = _whole(time)
-        own = _quick_length(round(whole * ratio))
+        own = min(_quick_length(round(whole * ratio)), len(take))
         bins = torch.fft.rfft(take[:own])
         out = bins.new_zeros(whole // 2 + 1)
         kept = min(len(bins), len(out))
@@ -114,7 +114,11 @@ def _whole(time: int) -> int:
 
 
 def _quick_length(samples: int) -> int:
-    """The next length whose Fourier transform is quick: other lengths take up to ten times as long."""
+    """A length of this many samples, or up to a three-hundredth more, whose Fourier transform is quick if there is one.
+
+    Lengths with large prime factors take up to ten times as long.
+    """
     from scipy.fft import next_fast_len
 
-    return int(next_fast_len(samples, real=True))
+    quick = int(next_fast_len(samples))
+    return quick if quick - samples <= samples // 300 else samples
