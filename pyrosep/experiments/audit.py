@@ -198,14 +198,13 @@ def _windows(task: _Task, frame: int, rate: int, names: Sequence[str]) -> Tensor
 def _separated(task: _Task, priors: Mapping[str, SourcePrior], mix: Tensor) -> tuple[Tensor, float, float]:
     """Draws ``(chain, window, source, time)``, calls of a source for each, and CPU seconds for all."""
     parts, calls, began = [], 0.0, time.process_time()
+    ladder = (descent_ladder if task.search == "shared" else noise_ladder)(priors, task.levels)
     for number, batch in enumerate(mix.split(_BATCH)):
+        noise = 10 ** (_NOISE_DB / 20) * float(batch.square().mean().sqrt())
+        model = linear_mix(priors, torch.ones(len(priors)), noise)
         # Chains of one call come in pairs whose noise is not independent: here each is a call of its own.
         runs = []
         for chain in range(task.chains):
-            noise = 10 ** (_NOISE_DB / 20) * float(batch.square().mean().sqrt())
-            model = linear_mix(priors, torch.ones(len(priors)), noise)
-            levels = descent_ladder if task.search == "shared" else noise_ladder
-            ladder = levels(priors, task.levels)
             kernel = AnnealedSGLD(
                 model, ladder, coupling=task.search, redraws=0, sample_last=False, preconditioner=None
             )
@@ -240,6 +239,7 @@ def _coverage(found: Tensor, truth: Tensor, heard: Tensor, names: Sequence[str])
 
 
 def _draw(table: pandas.DataFrame, path: Path) -> None:
+    counts = sorted(set(table["levels"]))
     with picture(path, 1, 2, figsize=(11, 4.2)) as (figure, axes):
         for search, own in table.groupby("search", sort=False):
             axes[0, 0].plot(own["levels"], own["mean"], marker="o", label=search)
@@ -247,7 +247,6 @@ def _draw(table: pandas.DataFrame, path: Path) -> None:
         for axis, label in zip(
             axes[0], ("SI-SDR improvement, dB", "energy above the truth, 1000 nats a window"), strict=True
         ):
-            counts = sorted(set(table["levels"]))
             axis.set(xscale="log", xlabel="noise levels", ylabel=label)
             axis.set_xticks(counts, counts)
             axis.minorticks_off()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.descent import LEVELS, DescentSearch, descent_ladder
+from pyrosep.infer.descent import DescentSearch, descent_ladder
 from pyrosep.infer.kernel import LangevinState, Progress
 from pyrosep.infer.ladder import check_ladder, noise_ladder
 from pyrosep.infer.mala import MALA
@@ -167,7 +167,7 @@ class AnnealedSGLD(MALA):
         if self.ladder is not None:
             ladder = self.ladder
         elif self.coupling == "shared":
-            ladder = descent_ladder(potential.priors, LEVELS)
+            ladder = descent_ladder(potential.priors)
         else:
             ladder = noise_ladder(potential.priors, DEFAULT_LEVELS)
         search = self._search(potential, z, ladder)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from pyrosep.errors import ConfigurationError, DivergenceError
 from pyrosep.infer.ladder import noise_ladder
-from pyrosep.infer.noising import common_transform
+from pyrosep.infer.noising import required_transform
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import LinearMix, linear_mix_of
 from pyrosep.infer.search import Search
@@ -82,13 +82,7 @@ class DescentSearch(Search):
             )
         self.mix, self.spread = found, spread
         priors = list(potential.priors.values())
-        self.transform = common_transform(priors)
-        if self.transform is None:
-            windows = [prior.transform and prior.transform.size for prior in priors]
-            raise ConfigurationError(
-                "coupling 'shared' needs priors whose denoisers are filters of short-time spectra, all of one window; "
-                f"these have the windows {windows}"
-            )
+        self.transform = required_transform(priors, "shared")
         self.priors = [prior.frame(prior.time + self.transform.hop) for prior in priors]
         self.told = all(prior.knows_interference for prior in priors)
 
@@ -127,7 +121,6 @@ class DescentSearch(Search):
 
     def _drawn(self, x: Tensor, mix: LinearMix, sigma: float) -> Tensor:
         """The sources ``(chains, source, time)`` given their values at a level, and the mix."""
-        assert self.transform is not None
         hop, time = self.transform.hop, x.shape[-1]
         before = int(torch.randint(hop, ()))
         around = (before, hop - before)
@@ -148,7 +141,6 @@ class DescentSearch(Search):
 
     def _variance(self, x: Tensor, gain: Tensor, sigma: float) -> Tensor:
         """Of what the denoisers give, in the bins ``(chains, source, frame, bin)``."""
-        assert self.transform is not None
         variances = [
             own * (1 - own) * torch.view_as_real(self.transform(value)).square().sum(-1)
             if prior.knows_interference
@@ -166,15 +158,6 @@ class DescentSearch(Search):
     def _own_noise(self) -> Tensor:
         own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.priors])
         return (self.mix.power * own.square()).sum(-1) / self.mix.observed.shape[1]
-
-    def _sources(self, chains: Tensor) -> Tensor:
-        return torch.stack([self.z[name].reshape(self.num_chains, -1)[chains] for name in self.names], 1)
-
-    def _put(self, chains: Tensor, sources: Tensor) -> None:
-        for number, name in enumerate(self.names):
-            flat = self.z[name].reshape(self.num_chains, -1).clone()
-            flat[chains] = sources[:, number]
-            self.z[name] = flat.reshape(self.z[name].shape)
 
 
 def descent_ladder(priors: Mapping[str, SourcePrior], levels: int = LEVELS) -> tuple[float, ...]:

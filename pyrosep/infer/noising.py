@@ -216,13 +216,8 @@ class _NoisedMessenger(Messenger):
         lifted = {source: own for source, own in self.lifted.items() if source in responses}
         if not lifted:
             return fn
-        transform, scale = common_transform([own.at for own in lifted.values()]), base.scale.expand(base.batch_shape)
-        if transform is None:
-            windows = [own.at.transform and own.at.transform.size for own in lifted.values()]
-            raise ConfigurationError(
-                "coupling 'local' needs priors whose denoisers are filters of short-time spectra, all of one window; "
-                f"these have the windows {windows}"
-            )
+        transform = required_transform([own.at for own in lifted.values()], "local")
+        scale = base.scale.expand(base.batch_shape)
         if fn.event_dim != 1 or not isinstance(base, dist.Normal) or not bool((scale == scale[..., :1]).all()):
             raise ConfigurationError(
                 "coupling 'local' needs an observation of one channel with Normal noise that is the same at all times; "
@@ -241,6 +236,21 @@ def common_transform(priors: list[SourcePrior]) -> ShortTimeSpectrum | None:
     transforms = [prior.transform for prior in priors]
     first = transforms[0]
     return None if first is None or any(own is None or own.size != first.size for own in transforms) else first
+
+
+def required_transform(priors: list[SourcePrior], coupling: str) -> ShortTimeSpectrum:
+    """The short-time spectrum that all these priors' denoisers are filters of, which a coupling needs.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if (transform := common_transform(priors)) is None:
+        windows = [prior.transform and prior.transform.size for prior in priors]
+        raise ConfigurationError(
+            f"coupling {coupling!r} needs priors whose denoisers are filters of short-time spectra, all of one window; "
+            f"these have the windows {windows}"
+        )
+    return transform
 
 
 class _Lifted(dist.TorchDistribution):

@@ -147,6 +147,18 @@ class Search(ABC):
         """Chains all of whose values are finite, a mask ``(chains,)``."""
         return torch.stack([self._per_chain(value).isfinite().flatten(1).all(-1) for value in self.z.values()]).all(0)
 
+    def _sources(self, chains: Tensor) -> Tensor:
+        """The sources of ``chains``, ``(n, source, time)``."""
+        rows = [self.z[name].reshape(self.num_chains, -1)[chains] for name in self.names]
+        return torch.stack(rows, 1)
+
+    def _put(self, chains: Tensor, sources: Tensor) -> None:
+        """Give the sources of ``chains`` these values, ``(n, source, time)``."""
+        for number, name in enumerate(self.names):
+            flat = self.z[name].reshape(self.num_chains, -1).clone()
+            flat[chains] = sources[:, number]
+            self.z[name] = flat.reshape(self.z[name].shape)
+
     def _per_chain(self, value: Tensor) -> Tensor:
         if self.potential.batch_ndim:
             return value if value.ndim == 1 else value.reshape(self.num_chains, -1)
@@ -257,16 +269,6 @@ class SweepSearch(Search):
         if not self.fixed:
             self.redraws.mix = self._neighbour(self.z)
         self._put(chains, self.redraws.exchange(self._sources(chains), chains, pairs))
-
-    def _sources(self, chains: Tensor) -> Tensor:
-        rows = [self.z[name].reshape(self.num_chains, -1)[chains] for name in self.names]
-        return torch.stack(rows, 1)
-
-    def _put(self, chains: Tensor, sources: Tensor) -> None:
-        for number, name in enumerate(self.names):
-            flat = self.z[name].reshape(self.num_chains, -1).clone()
-            flat[chains] = sources[:, number]
-            self.z[name] = flat.reshape(self.z[name].shape)
 
     def _own_noise(self) -> Tensor:
         mix = self.redraws.mix

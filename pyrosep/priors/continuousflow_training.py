@@ -150,14 +150,12 @@ def interfered_batch(heard: HeardFrames, sigma: Tensor, variance: float) -> tupl
         :math:`c_\mathrm{out}^2 / (c_\mathrm{out}^2 + \|\ell\|^2 / 2T)`, for the error that is to be expected is then
         that of the other sources too.
     """
-    x, _, noise = noised_frames(heard.clean, sigma)
-    x = x + heard.leak
-    level, root = sigma.unsqueeze(-1), math.sqrt(variance)
-    scale = (variance + level.square()).sqrt()
-    aim = (level / root * heard.clean - root * noise) / scale - root / (level * scale) * heard.leak
+    y, _, aim = noised_batch(heard.clean, sigma, variance)
+    level = sigma.unsqueeze(-1)
+    leak = heard.leak / (variance + level.square()).sqrt()  # as F hears it
     out = variance * sigma.square() / (variance + sigma.square())
     weight = out / (out + heard.leak.square().mean(-1) / 2)
-    return x / scale, sigma, aim, heard.told, weight
+    return y + leak, sigma, aim - math.sqrt(variance) / level * leak, heard.told, weight
 
 
 def denoising_loss(network: nn.Module, batch: Sequence[Tensor]) -> Tensor:
@@ -184,11 +182,10 @@ class _HeldOut:
         noise = torch.randn(frames.held_out.shape, generator=generator)
         self.clean = frames.held_out
         self.noised = {level: frames.held_out + level * noise for level in levels}
-        self.exact: dict[str, float] = {}
+        self.exact: dict[float, float] = {}
         if frames.exact is not None:
             self.exact = {
-                f"{level:g}": self._snr(self.clean, frames.exact.at(level).denoise(x))
-                for level, x in self.noised.items()
+                level: self._snr(self.clean, frames.exact.at(level).denoise(x)) for level, x in self.noised.items()
             }
         self.heard: HeardFrames | None = None
         if interference is not None and frames.draw_others is not None:
@@ -206,8 +203,8 @@ class _HeldOut:
         figures = {}
         for level, x in self.noised.items():
             figures[f"SNR at {level:g}"] = self._snr(self.clean, self._denoised(network, x, level))
-            if f"{level:g}" in self.exact:
-                figures[f"exact at {level:g}"] = self.exact[f"{level:g}"]
+            if level in self.exact:
+                figures[f"exact at {level:g}"] = self.exact[level]
         if self.heard is not None:
             clean, leak, told = self.heard
             for level, x in self.noised.items():
