@@ -17,7 +17,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 def check_precision(precision: str) -> None:
     """Raise ConfigurationError for a precision that is none of :data:`PRECISIONS`."""
     if precision not in PRECISIONS:
-        raise ConfigurationError(f"precision must be one of {PRECISIONS}; got {precision!r}")
+        raise ConfigurationError(f"precision must be one of {PRECISIONS}, or 'auto'; got {precision!r}")
 
 
 def chosen_precision(precision: str, device: torch.device | str) -> str:

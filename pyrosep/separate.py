@@ -33,10 +33,10 @@ from pyrosep.infer.annealed import check_coupling
 from pyrosep.infer.descent import LEVELS, descent_ladder
 from pyrosep.infer.ladder import check_ladder
 from pyrosep.infer.noising import common_transform
-from pyrosep.precision import check_precision
+from pyrosep.precision import chosen_precision
 from pyrosep.priors import GaussianPrior, SourcePrior
 from pyrosep.priors.base import full_sum
-from pyrosep.priors.continuousflow import in_precision
+from pyrosep.priors.continuousflow import prepared
 from pyrosep.windows import cross_fade, windows_of
 
 __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
@@ -77,7 +77,10 @@ class Settings:
         gains: ``"mean"``, ``"level"``, ``"fit"``, or one gain a source; ``None`` for the model's own way; see
             :class:`~pyrosep.priors.ModelInfo`.
         precision: ``"32-true"`` or ``"bf16-mixed"``, of networks that can be evaluated in half precision; see
-            :meth:`~pyrosep.ContinuousFlow.with_autocast`.
+            :meth:`~pyrosep.ContinuousFlow.with_autocast`; ``"auto"`` for half precision of networks that stay
+            accurate in it, on devices that are quicker in it.
+        compile: whether networks are compiled by ``torch.compile``, which takes a minute or more at first; for many or
+            long tracks. See :meth:`~pyrosep.ContinuousFlow.compiled`.
         noise_db: level of the observation noise below the mix's, in dB.
         keep: draws of the sources to give beside their mean: spread evenly over all draws, chain after chain. Each is a
             draw within its windows, which are independent of each other, cross-faded.
@@ -94,7 +97,8 @@ class Settings:
     segment: float | None = None
     overlap: float = 0.25
     gains: str | Sequence[float] | None = None
-    precision: str = "32-true"
+    precision: str = "auto"
+    compile: bool = False
     noise_db: float = -60.0
     keep: int = 0
     seed: int = 0
@@ -122,7 +126,7 @@ class Settings:
             raise ConfigurationError(f"gains must be 'mean', 'level', 'fit' or numbers; got {self.gains!r}")
         if self.gains is not None and not isinstance(self.gains, str) and not all(map(math.isfinite, self.gains)):
             raise ConfigurationError(f"gains must be finite; got {self.gains}")
-        check_precision(self.precision)
+        chosen_precision(self.precision, "cpu")  # whose error tells of others
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
 
@@ -274,7 +278,7 @@ class Separator:
             rate = min(sample_rate, self.model_rate)
             raise ConfigurationError(f"a segment of {segment} s has fewer than 2 samples at {rate} Hz")
         framed = {name: prior.frame(self.frame) for name, prior in priors.items()}
-        self.priors = in_precision(framed, self.settings.precision)
+        self.priors = prepared(framed, self.settings.precision, self.settings.compile)
         #: Where the chains run.
         self.device = first.sigma.device
         self._gains_kind = self.settings.gains if self.settings.gains is not None else model_gains

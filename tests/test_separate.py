@@ -13,7 +13,7 @@ import torch
 from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.guides import UNetSize
-from pyrosep.priors import BandDenoiser, BandSize
+from pyrosep.priors import BandDenoiser, BandSize, Denoiser, DenoiserSize
 from pyrosep.separate import Separator, Settings, separate
 from pyrosep.windows import windows_of
 
@@ -567,8 +567,36 @@ def test_networks_are_evaluated_in_half_precision_where_that_is_asked_for(white_
     separator = Separator(priors, RATE, Settings(precision="bf16-mixed"))
     assert [getattr(prior, "autocast", None) for prior in separator.priors.values()] == [torch.bfloat16] * 2 + [None]
     assert all(getattr(prior, "autocast", None) is None for prior in priors.values())
-    with pytest.raises(ConfigurationError, match=r"precision must be one of \('32-true', 'bf16-mixed'\); got 'half'"):
+    with pytest.raises(
+        ConfigurationError, match=r"precision must be one of \('32-true', 'bf16-mixed'\), or 'auto'; got 'half'"
+    ):
         Settings(precision="half")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_by_default_half_precision_is_for_networks_that_stay_accurate_in_it_on_devices_that_are_quick_in_it(
+    monkeypatch, white_flows, quick
+):
+    monkeypatch.setattr("pyrosep.precision.multiplies_bfloat16", lambda device: quick)
+    size = DenoiserSize(hop=4, width=8, levels=1, layers=1, heads=0, features=8)
+    waveform = ContinuousFlow(Denoiser(size, torch.ones(9)), FRAME, sample_rate=RATE)
+    separator = Separator(white_flows | {"waveform": waveform}, RATE, Settings(method="langevin"))
+    half = torch.bfloat16 if quick else None
+    assert [prior.autocast for prior in separator.priors.values()] == [half, half, None]
+
+
+def test_networks_are_compiled_where_that_is_asked_for(monkeypatch, white_flows):
+    def compiled(forward, **options):
+        return lambda *inputs: calls.append(inputs) or forward(*inputs)
+
+    calls: list[tuple] = []
+    monkeypatch.setattr(torch, "compile", compiled)
+    mix, settings = noise(1, FRAME), Settings(chains=2, precision="32-true", gains=(1.0, 1.0))
+    plain = separate(mix, RATE, white_flows, settings)
+    assert not calls
+    found = separate(mix, RATE, white_flows, replace(settings, compile=True))
+    assert calls
+    torch.testing.assert_close(found.mean, plain.mean)
 
 
 def test_a_guide_that_is_there_starts_the_chains(monkeypatch):

@@ -10,6 +10,7 @@ from rich.table import Table
 from pyrosep.cli.options import (
     DEFAULT_MODEL,
     Chains,
+    Compile,
     Coupling,
     Device,
     Draws,
@@ -18,9 +19,9 @@ from pyrosep.cli.options import (
     Json,
     Ladder,
     Overlap,
-    Precision,
     Quiet,
     Redraws,
+    SafePrecision,
     Seed,
     Segment,
     Sources,
@@ -60,7 +61,8 @@ def evaluate(
     segment: Segment = None,
     overlap: Overlap = 0.25,
     gains: Gains = None,
-    precision: Precision = "32-true",
+    precision: SafePrecision = "auto",
+    compiled: Compile = False,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -93,6 +95,7 @@ def evaluate(
             overlap=overlap,
             gains=parsed_gains(gains) or info.gains,
             precision=precision,
+            compile=compiled,
             seed=seed,
         )
         if data == "toy":

@@ -67,6 +67,13 @@ Optimizer = Annotated[str, typer.Option(help="muon or adamw (which wants a fifth
 Precision = Annotated[
     str, typer.Option(help="32-true, bf16-mixed, or auto: the half precision where the device is quicker in it.")
 ]
+SafePrecision = Annotated[
+    str,
+    typer.Option("--precision", help="32-true, bf16-mixed, or auto: half where quicker and as accurate."),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile networks (torch.compile): a minute or more at first, then faster.")
+]
 GainJitter = Annotated[float, typer.Option(help="Std of a random gain of each frame, dB.")]
 PitchJitter = Annotated[float, typer.Option(help="Largest random shift of pitch, semitones.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Turn every other frame upside down.")]

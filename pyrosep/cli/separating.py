@@ -12,6 +12,7 @@ from rich.table import Table
 from pyrosep.cli.options import (
     DEFAULT_MODEL,
     Chains,
+    Compile,
     Coupling,
     Device,
     Draws,
@@ -22,9 +23,9 @@ from pyrosep.cli.options import (
     Model,
     Out,
     Overlap,
-    Precision,
     Quiet,
     Redraws,
+    SafePrecision,
     Seed,
     Segment,
     Warmup,
@@ -153,7 +154,8 @@ def separate(
     segment: Segment = None,
     overlap: Overlap = 0.25,
     gains: Gains = None,
-    precision: Precision = "32-true",
+    precision: SafePrecision = "auto",
+    compiled: Compile = False,
     keep: Annotated[int, typer.Option(min=0, help="Posterior draws to write as {source}.drawN.wav.")] = 0,
     sources: Annotated[
         list[str] | None, typer.Option("--source", help="A source to write; may be given again [all].")
@@ -182,6 +184,7 @@ def separate(
             overlap,
             parsed_gains(gains),
             precision,
+            compiled,
             keep=keep,
             seed=seed,
         )

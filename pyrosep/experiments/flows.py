@@ -27,7 +27,7 @@ from pyrosep.infer.initial import initial_levels, initial_values
 from pyrosep.mixing import mean_mix, unknown_gains_mix
 from pyrosep.precision import check_precision
 from pyrosep.priors import SourcePrior, load_priors
-from pyrosep.priors.continuousflow import in_precision
+from pyrosep.priors.continuousflow import prepared
 
 if TYPE_CHECKING:
     import pandas
@@ -181,7 +181,7 @@ def _run(task: _Task) -> dict[str, Any]:
     mix = torch.stack([item.mix for item in items]).repeat_interleave(task.chains, 0)
     truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
     loaded = load_priors(task.priors, sources=list(task.waves), frame=task.frame)
-    priors = in_precision(loaded, task.precision)
+    priors = prepared(loaded, task.precision)
     options, levels = ARMS[task.arm]
     ladder = None if levels is None else noise_ladder(priors, levels)
     init = load_guide(task.guide) if task.arm.startswith("guide") else "prior"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.precision import check_precision
+from pyrosep.precision import chosen_precision
 from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.denoiser import BandDenoiser, Preconditioned
@@ -22,7 +22,7 @@ _EXACT, _PROBES = 256, 16
 #: Frames that the network gets at once for the trace of a density.
 _ROWS = 256
 
-__all__ = ["ContinuousFlow", "LogDensity", "in_precision"]
+__all__ = ["ContinuousFlow", "LogDensity", "prepared"]
 
 
 class LogDensity(NamedTuple):
@@ -320,19 +320,25 @@ class ContinuousFlow(SourcePrior):
         return flow, torch.cat(forms)
 
 
-def in_precision(priors: Mapping[str, SourcePrior], precision: str) -> dict[str, SourcePrior]:
-    """Priors whose networks are evaluated in a precision; those without a network of half precision stay as they are.
+def prepared(priors: Mapping[str, SourcePrior], precision: str, compiled: bool = False) -> dict[str, SourcePrior]:
+    """Priors whose networks are evaluated in a precision, and compiled if asked for; others stay as they are.
 
     Arguments:
         priors: by source.
-        precision: ``"32-true"``, all as they are, or ``"bf16-mixed"``: see :meth:`ContinuousFlow.with_autocast`.
+        precision: ``"32-true"``, all as they are; ``"bf16-mixed"``: see :meth:`ContinuousFlow.with_autocast`; or
+            ``"auto"``: half precision for networks that stay accurate in it, on devices that are quicker in it.
+        compiled: whether to compile them, see :meth:`ContinuousFlow.compiled`.
     """
-    check_precision(precision)
-    half = precision == "bf16-mixed"
-    return {
-        name: prior.with_autocast() if half and isinstance(prior, ContinuousFlow) else prior
-        for name, prior in priors.items()
-    }
+    ready = dict(priors)
+    for name, prior in priors.items():
+        if not isinstance(prior, ContinuousFlow):
+            continue
+        network = prior.network
+        chosen = "32-true" if precision == "auto" and not network.safe_in_half else precision
+        if chosen_precision(chosen, network.variance.device) == "bf16-mixed":
+            prior = prior.with_autocast()
+        ready[name] = prior.compiled() if compiled else prior
+    return ready
 
 
 def _counted(name: str, number: int, least: int) -> int:

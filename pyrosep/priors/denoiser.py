@@ -84,6 +84,8 @@ class Preconditioned(nn.Module):
 
     #: What F, or what it is made from, is read off the signal by.
     net: nn.Module
+    #: Whether D stays accurate to a percent at all levels where :attr:`net` is evaluated in half precision.
+    safe_in_half: bool = False
 
     def __init__(self, size: DenoiserSize | BandSize, spectrum: Tensor, *, interference: bool = False) -> None:
         super().__init__()
@@ -208,6 +210,8 @@ class BandDenoiser(Preconditioned):
     Arguments:
         size, spectrum, interference: see :class:`Preconditioned`.
     """
+
+    safe_in_half = True  # the spectra, and the filter from the network's logarithms, are computed in full
 
     def __init__(self, size: BandSize, spectrum: Tensor, *, interference: bool = False) -> None:
         super().__init__(size, spectrum, interference=interference)
