@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrosep.data import FrameGrid
 from pyrosep.data.catalog import open_songs
+from pyrosep.diagnostics import draw_coverage
 from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.evaluate import si_sdr, sounding
 from pyrosep.experiments.report import picture, write_tables
@@ -229,12 +230,8 @@ def _si_sdr(estimate: Tensor, truth: Tensor) -> Tensor:
 
 
 def _coverage(found: Tensor, truth: Tensor, heard: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Share of true samples in 90 % intervals by the draws (Student's, for few tell the deviation so well)."""
-    from scipy.stats import t as student
-
-    half = float(student.ppf(0.95, len(found) - 1)) * math.sqrt(1 + 1 / len(found))
-    deviation, mean = torch.std_mean(found, 0)
-    inside = ((truth - mean).abs() <= half * deviation).double().mean(-1)
+    """Share of true samples in 90 % intervals by the draws."""
+    inside = draw_coverage(found, truth)
     return {f"{name} in 90 %": float(inside[heard[:, k], k].mean()) for k, name in enumerate(names)}
 
 

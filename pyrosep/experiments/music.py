@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyrosep.baselines import Nmf, ideal_ratio_mask
 from pyrosep.data.catalog import open_songs
+from pyrosep.diagnostics import draw_intervals
 from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import Estimator, Reference, Score, aggregate, score, song_references, sounding
 from pyrosep.experiments.report import picture, write_tables
@@ -154,8 +155,6 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
         drawn = {name: song_frames(opened, name, 2 * rate, held_out=1).draw(task.frames) for name in names}
         nmf = Nmf.learn(drawn, components=task.components, seed=task.settings.seed)
         return lambda reference: nmf(reference.mix)
-    from scipy.stats import t as student
-
     exact = task.arm == "wiener"
     info = model_info(task.gaussian if exact else task.model)
     priors = load_priors(info.folder, sources=names)
@@ -169,9 +168,8 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
         found = separate(reference.mix, reference.sample_rate, priors, settings, guide=guide, model_gains=info.gains)
         trust.extend({"arm": task.arm, **row} for row in _trust(found.mean, found.stddev, reference))
         if settings.keep > 1:
-            # Of few draws the deviation is known so well: a Student interval.
-            half = float(student.ppf(0.95, settings.keep - 1)) / _NINETY
-            rows = _trust(found.mean, half * found.draws.std(0), reference)
+            middle, half = draw_intervals(found.draws, 0.9)
+            rows = _trust(middle, half / _NINETY, reference)
             trust.extend({"arm": f"{task.arm}, spread of draws", **row} for row in rows)
         return found.mean
 
