@@ -18,6 +18,7 @@ from pyrosep.cli.experimenting import (
 from pyrosep.cli.guiding import train_guide_command
 from pyrosep.cli.inspecting import diagnose, models
 from pyrosep.cli.separating import demo, separate
+from pyrosep.cli.together import train_together_command
 from pyrosep.cli.training import train_continuousflow_command, train_flowavenet_command, train_gaussian_command
 
 __all__ = ["app", "main"]
@@ -53,6 +54,7 @@ experiment_app.command("constant-inputs")(constant_inputs_command)
 train_app.command("continuousflow")(train_continuousflow_command)
 train_app.command("flowavenet")(train_flowavenet_command)
 train_app.command("gaussian")(train_gaussian_command)
+train_app.command("together")(train_together_command)
 
 
 def main() -> None:

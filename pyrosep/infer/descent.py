@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,7 +20,7 @@ from pyrosep.priors import SourcePrior
 from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import rms
 
-__all__ = ["LEVELS", "DescentSearch", "descent_ladder", "share_out"]
+__all__ = ["LEVELS", "Descent", "DescentSearch", "descent_ladder", "share_out"]
 
 #: Noise levels, by default.
 LEVELS = 4
@@ -27,7 +29,7 @@ LEVELS = 4
 _DOUBT = 0.25
 
 
-class DescentSearch(Search):
+class Descent:
     r"""Ancestral descent of all sources at once, for priors whose denoisers filter one short-time spectrum.
 
     At a level :math:`\sigma` every denoiser gives its source's mean :math:`D_k` in each bin given :math:`x_k` alone, by
@@ -48,10 +50,7 @@ class DescentSearch(Search):
 
     Denoisers that know interference are told of it all the way, for what is wrong with :math:`s_k` is other sources.
     What they don't know is then more than noise, and its power in a bin is read off the signal:
-    :math:`C_k = g_k (1 - g_k) |X_k|^2`. If all priors know it, a search that starts anew starts from the mix, which is
-    each source with all others for interference, and needs no levels above the sources' own loudness; else from noise.
-    From a guide's start they go a quarter of the way to the mix: what the guide took from a source comes back with
-    other sources around it, which the denoisers know what to do with.
+    :math:`C_k = g_k (1 - g_k) |X_k|^2`.
 
     The spectra's windows lie elsewhere at each level, at random, so that what they do at their edges averages out.
     The second half of the chains has the noise of the first half with the other sign: each chain by itself is a draw,
@@ -59,10 +58,88 @@ class DescentSearch(Search):
     1956).
 
     Arguments:
+        priors: in the order of the mix's sources.
+        spread: of the draws at a level about their means, relative to the deviations that the denoisers tell.
+
+    Raises:
+        ConfigurationError: priors that it is not for.
+
+    Shapes: sources are ``(chains, source, time)``.
+    """
+
+    def __init__(self, priors: Sequence[SourcePrior], *, spread: float = 1.0) -> None:
+        self.spread = spread
+        self.transform = required_transform(list(priors), "shared")
+        self.priors = [prior.frame(prior.time + self.transform.hop) for prior in priors]
+        #: Whether all priors know interference.
+        self.told = all(prior.knows_interference for prior in priors)
+
+    def start(self, mix: LinearMix) -> Tensor:
+        """Where a descent begins that knows nothing: the mix, if all priors know interference, and else silence.
+
+        The mix is each source with all others for interference.
+        """
+        if not self.told:
+            return mix.observed.new_zeros(*mix.gains.shape[:2], mix.observed.shape[-1])
+        return mix.gains @ mix.observed / mix.power.unsqueeze(-1).clamp(min=1e-30)
+
+    def down(self, sources: Tensor, mix: LinearMix, ladder: Sequence[float]) -> Tensor:
+        """The sources at the end of a ladder of falling levels, from what they are taken for at its top."""
+        return self.drawn(self.at_last_level(sources, mix, ladder), mix, ladder[-1])
+
+    def at_last_level(self, sources: Tensor, mix: LinearMix, ladder: Sequence[float]) -> Tensor:
+        """The sources' values at the last level of a ladder, from what they are taken for at its top."""
+        x = sources + ladder[0] * _noise(sources)
+        for number, (sigma, after) in enumerate(itertools.pairwise(ladder)):
+            sources = self.drawn(x, mix, sigma)
+            # What x was started with is no draw given the mix: its noise alone is.
+            share = (after / sigma) ** 2 if number else 0.0
+            x = sources + share * (x - sources) + after * (1 - share) ** 0.5 * _noise(x)
+        return x
+
+    def drawn(self, x: Tensor, mix: LinearMix, sigma: float, *, spread: float | None = None) -> Tensor:
+        """The sources given their values at a level, and the mix; ``spread=0`` for their means."""
+        spread = self.spread if spread is None else spread
+        hop, time = self.transform.hop, x.shape[-1]
+        before = int(torch.randint(hop, ()))
+        around = (before, hop - before)
+        padded = pad(x, around)
+        filtered = [
+            prior.at(max(sigma, prior.sigma_min), interference=float(prior.knows_interference)).filtered(own)
+            for prior, own in zip(self.priors, padded.unbind(1), strict=True)
+        ]
+        clean, gain = (torch.stack(parts, 1) for parts in zip(*filtered, strict=True))
+        observed = pad(mix.observed, around)
+        if spread:
+            deviation = spread * self._variance(padded, gain, sigma).sqrt()
+            clean = clean + self.transform.inverse(deviation * self.transform(_noise(clean)), clean.shape[-1])
+            observed = observed - spread * mix.noise.unsqueeze(-1) * _noise(observed)
+        found = share_out(clean, sigma**2 * gain, LinearMix(observed, mix.gains, mix.noise), self.transform)
+        return found[..., before : before + time]
+
+    def _variance(self, x: Tensor, gain: Tensor, sigma: float) -> Tensor:
+        """Of what the denoisers give, in the bins ``(chains, source, frame, bin)``."""
+        variances = [
+            own * (1 - own) * torch.view_as_real(self.transform(value)).square().sum(-1)
+            if prior.knows_interference
+            else sigma**2 * own
+            for prior, value, own in zip(self.priors, x.unbind(1), gain.unbind(1), strict=True)
+        ]
+        return torch.stack(variances, 1)
+
+
+class DescentSearch(Search):
+    """A search by :class:`Descent`.
+
+    One that starts anew begins where nothing is known, with priors that know interference at the mix; the ladder then
+    needs no levels above the sources' own loudness. From a guide's start it goes a quarter of the way to the mix: what
+    the guide took from a source comes back with other sources around it, which such denoisers know what to do with.
+
+    Arguments:
         potential: of the model, a linear mix of fixed gains with Normal noise.
         z: where the chains start, unconstrained.
         ladder: falling noise levels.
-        spread: of the draws at a level about their means, relative to the deviations that the denoisers tell.
+        spread: see :class:`Descent`.
 
     Raises:
         ConfigurationError: a model or priors that it is not for.
@@ -80,30 +157,20 @@ class DescentSearch(Search):
                 f"coupling 'shared' needs a model whose latent sites are sources; {', '.join(others)} are none. Give "
                 "them values (poutine.condition), or use coupling='sweeps'"
             )
-        self.mix, self.spread = found, spread
-        priors = list(potential.priors.values())
-        self.transform = required_transform(priors, "shared")
-        self.priors = [prior.frame(prior.time + self.transform.hop) for prior in priors]
-        self.told = all(prior.knows_interference for prior in priors)
+        self.mix = found
+        self.descent = Descent(list(potential.priors.values()), spread=spread)
 
     def descend(self, chains: Tensor, ladder: Sequence[float], blocks: Tensor | None, *, anew: bool = True) -> None:
         assert blocks is None, "all sources go down together"
         mix = LinearMix(self.mix.observed[chains], self.mix.gains[chains], self.mix.noise[chains])
-        sources = self._start(mix)
+        sources = self.descent.start(mix)
         if not anew:
             given = self._sources(chains)
-            sources = given + (_DOUBT * (sources - given) if self.told else 0.0)
-        x = sources + ladder[0] * self._noise(sources)
-        for number, sigma in enumerate(ladder):
-            sources = self._drawn(x, mix, sigma)
-            if not bool(sources.isfinite().flatten(1).all(-1).any()):
-                raise DivergenceError(
-                    f"no chain is finite any more at noise level {sigma:.3g} of the search; look at the data"
-                )
-            if number + 1 < len(ladder):
-                # What x was started with is no draw given the mix: its noise alone is.
-                share = (ladder[number + 1] / sigma) ** 2 if number else 0.0
-                x = sources + share * (x - sources) + ladder[number + 1] * (1 - share) ** 0.5 * self._noise(x)
+            sources = given + (_DOUBT * (sources - given) if self.descent.told else 0.0)
+        sources = self.descent.down(sources, mix, ladder)
+        self.calls[chains.cpu()] += len(ladder) * len(self.names)
+        if not bool(sources.isfinite().flatten(1).all(-1).any()):
+            raise DivergenceError("no chain is finite any more at the end of the search; look at the data")
         self._put(chains, sources)
 
     def begin(self, chains: Tensor, ladder: Sequence[float]) -> None:
@@ -113,58 +180,17 @@ class DescentSearch(Search):
         # The ladder is short and begins where the sources are as loud as the noise, which no guide is beyond.
         return torch.zeros(len(levels), dtype=torch.int64)
 
-    def _start(self, mix: LinearMix) -> Tensor:
-        """Each source as though all others were interference beside it: ``(chains, source, time)``."""
-        if not self.told:
-            return mix.observed.new_zeros(*mix.gains.shape[:2], mix.observed.shape[-1])
-        return mix.gains @ mix.observed / mix.power.unsqueeze(-1).clamp(min=1e-30)
-
-    def _drawn(self, x: Tensor, mix: LinearMix, sigma: float) -> Tensor:
-        """The sources ``(chains, source, time)`` given their values at a level, and the mix."""
-        hop, time = self.transform.hop, x.shape[-1]
-        before = int(torch.randint(hop, ()))
-        around = (before, hop - before)
-        padded = pad(x, around)
-        filtered = [
-            prior.at(max(sigma, prior.sigma_min), interference=float(prior.knows_interference)).filtered(own)
-            for prior, own in zip(self.priors, padded.unbind(1), strict=True)
-        ]
-        self.calls += len(self.priors)
-        clean, gain = (torch.stack(parts, 1) for parts in zip(*filtered, strict=True))
-        observed = pad(mix.observed, around)
-        if self.spread:
-            deviation = self.spread * self._variance(padded, gain, sigma).sqrt()
-            clean = clean + self.transform.inverse(deviation * self.transform(self._noise(clean)), clean.shape[-1])
-            observed = observed - self.spread * mix.noise.unsqueeze(-1) * self._noise(observed)
-        found = share_out(clean, sigma**2 * gain, LinearMix(observed, mix.gains, mix.noise), self.transform)
-        return found[..., before : before + time]
-
-    def _variance(self, x: Tensor, gain: Tensor, sigma: float) -> Tensor:
-        """Of what the denoisers give, in the bins ``(chains, source, frame, bin)``."""
-        variances = [
-            own * (1 - own) * torch.view_as_real(self.transform(value)).square().sum(-1)
-            if prior.knows_interference
-            else sigma**2 * own
-            for prior, value, own in zip(self.priors, x.unbind(1), gain.unbind(1), strict=True)
-        ]
-        return torch.stack(variances, 1)
-
-    @staticmethod
-    def _noise(like: Tensor) -> Tensor:
-        """White noise; that of the second half of the chains is the first half's with the other sign."""
-        half = torch.randn(-(-len(like) // 2), *like.shape[1:], dtype=like.dtype, device=like.device)
-        return torch.cat([half, -half])[: len(like)]
-
     def _own_noise(self) -> Tensor:
-        own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.priors])
+        own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.potential.priors.values()])
         return (self.mix.power * own.square()).sum(-1) / self.mix.observed.shape[1]
 
 
 def descent_ladder(priors: Mapping[str, SourcePrior], levels: int = LEVELS) -> tuple[float, ...]:
-    """Noise levels for a :class:`DescentSearch`, in equal ratios.
+    """Noise levels for a :class:`Descent`, in equal ratios.
 
-    If all priors know interference, from two and a half times as loud as the loudest source down to a sixth of that:
-    above it a source is lost, and below it little changes. Else those of :func:`~pyrosep.infer.noise_ladder`.
+    If all priors know interference, from two and a half times as loud as the loudest source down to a sixth of
+    that: above it a source is lost, and below it little changes; a single level is in their middle. Else those of
+    :func:`~pyrosep.infer.noise_ladder`.
 
     Arguments:
         priors: by source.
@@ -173,11 +199,11 @@ def descent_ladder(priors: Mapping[str, SourcePrior], levels: int = LEVELS) -> t
     if not all(prior.knows_interference for prior in priors.values()):
         return noise_ladder(priors, levels)
     top = 2.5 * max(map(rms, priors.values()))
-    return noise_ladder(priors, levels, top=top, bottom=top / 6)
+    return (top / math.sqrt(6),) if levels == 1 else noise_ladder(priors, levels, top=top, bottom=top / 6)
 
 
 def share_out(clean: Tensor, variance: Tensor, mix: LinearMix, transform: ShortTimeSpectrum) -> Tensor:
-    r"""Means of Gaussian sources given a linear mix of them, bin by bin: see :class:`DescentSearch`.
+    r"""Means of Gaussian sources given a linear mix of them, bin by bin: see :class:`Descent`.
 
     Arguments:
         clean: their means without the mix, :math:`D_k`, ``(chains, source, time)``.
@@ -200,3 +226,9 @@ def share_out(clean: Tensor, variance: Tensor, mix: LinearMix, transform: ShortT
         pull = torch.linalg.solve(covariance + 0j, left.permute(0, 2, 3, 1).unsqueeze(-1)).squeeze(-1)
         shared = torch.einsum("nkctf,ntfc->nktf", seen + 0j, pull)
     return clean + transform.inverse(shared, clean.shape[-1])
+
+
+def _noise(like: Tensor) -> Tensor:
+    """White noise; that of the second half of the chains is the first half's with the other sign."""
+    half = torch.randn(-(-len(like) // 2), *like.shape[1:], dtype=like.dtype, device=like.device)
+    return torch.cat([half, -half])[: len(like)]

@@ -1,0 +1,149 @@
+"""``pyrosep train-prior together``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyrosep.cli.options import (
+    Anew,
+    Compress,
+    Device,
+    Equalise,
+    Flip,
+    GainJitter,
+    Json,
+    LearningRate,
+    Optimizer,
+    Out,
+    PitchJitter,
+    Precision,
+    Quiet,
+    Renames,
+    Reverb,
+    SaveEvery,
+    Seed,
+    Summary,
+    ValidateEvery,
+    Weights,
+    chosen_data,
+    chosen_device,
+    figures_line,
+    reported,
+    training_settings,
+    write_json,
+)
+from pyrosep.cli.training import Data
+from pyrosep.errors import ConfigurationError
+
+
+def train_together_command(
+    data: Data,
+    start: Annotated[str, typer.Option(help="The model whose priors are trained on.")],
+    out: Out,
+    weights: Weights = None,
+    renames: Renames = None,
+    frame: Annotated[int | None, typer.Option(min=2, help="Samples in a frame [the model's own].")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 8,
+    learning_rate: LearningRate = 0.004,
+    optimizer: Optimizer = "muon",
+    precision: Precision = "auto",
+    presence: Annotated[float, typer.Option(help="Chance of each source to be in a mix.")] = 0.8,
+    alone: Annotated[float, typer.Option(help="Frames of each source alone, for each mix.")] = 0.25,
+    gain_jitter: GainJitter = 3.0,
+    pitch_jitter: PitchJitter = 0.0,
+    flip: Flip = False,
+    equalise: Equalise = 0.0,
+    compress: Compress = 0.0,
+    reverb: Reverb = 0.0,
+    devices: Annotated[int, typer.Option(min=1, help="Devices on each machine; on a CPU, processes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    validate_every: ValidateEvery = 100,
+    save_every: SaveEvery = 100,
+    summary: Summary = "",
+    half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
+    overwrite: Anew = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Train the denoisers of a model (ContinuousFlow, with interference) together, inside the search that uses them."""
+    with reported():
+        import torch
+
+        from pyrosep.checkpoint import load_weights
+        from pyrosep.infer.descent_training import train_together
+        from pyrosep.priors import ContinuousFlow, load_priors, model_info, save_priors
+        from pyrosep.priors.augmentation import Augmentation
+        from pyrosep.priors.frames import song_frames
+        from pyrosep.trainer import launch
+
+        settings = training_settings(
+            device,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            precision=precision,
+            ema=0.99,
+            warmup=20,
+            validate_every=validate_every,
+            save_every=save_every,
+            seed=seed,
+            devices=devices,
+            nodes=nodes,
+        )
+        info = model_info(start)
+        if info.family != "continuousflow":
+            raise ConfigurationError(f"--start must be a model of ContinuousFlow priors; {start} has {info.family}")
+        chosen = chosen_data(data, weights, renames)
+        if chosen.simulated:
+            raise ConfigurationError("training together is for denoisers that filter spectra; toy waves have none")
+        chosen_device(settings.accelerator)  # and the number of threads
+        priors = {
+            name: prior for name, prior in load_priors(start, frame=frame).items() if isinstance(prior, ContinuousFlow)
+        }
+        songs = chosen.open(list(priors))
+        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, 0.0, equalise, compress, reverb)
+        frames = {
+            name: song_frames(
+                songs,
+                name,
+                prior.time,
+                sample_rate=info.sample_rate,
+                augmentation=augmentation,
+                seed=seed,
+                shares=songs.shares,
+            )
+            for name, prior in priors.items()
+        }
+        fabric = launch(settings)
+        trained, report = train_together(
+            priors,
+            frames,
+            settings,
+            presence=presence,
+            alone=alone,
+            folder=Path(out) / "training" / "together",
+            resume=not overwrite,
+            label="together",
+            quiet=quiet,
+            fabric=fabric,
+        )
+        if fabric.is_global_zero:
+            before = load_weights(info.folder)[0]["priors"]
+            save_priors(
+                out,
+                trained,
+                gains=info.gains,
+                summary=summary or info.summary,
+                dtype=torch.float16 if half else None,
+                provenance={name: before[name] | {"together": report} for name in trained},
+            )
+            write_json(json_file, report)
+        if not quiet:
+            typer.echo(f"{', '.join(trained)}: {figures_line(report)}\nwritten to {out}")
