@@ -84,6 +84,9 @@ class Settings:
         noise_db: level of the observation noise below the mix's, in dB.
         keep: draws of the sources to give beside their mean: spread evenly over all draws, chain after chain. Each is a
             draw within its windows, which are independent of each other, cross-faded.
+        temperature: by how much draws lie further from their mean than the chains of a search left them, so that
+            intervals by them hold what they say; the mean stays. ``None`` for the model's own where it has one for the
+            method (:func:`~pyrosep.calibration.calibrate`) and ``coupling`` is ``"shared"``, else 1.
         seed: of the chains.
     """
 
@@ -101,6 +104,7 @@ class Settings:
     compile: bool = False
     noise_db: float = -60.0
     keep: int = 0
+    temperature: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,6 +131,8 @@ class Settings:
         if self.gains is not None and not isinstance(self.gains, str) and not all(map(math.isfinite, self.gains)):
             raise ConfigurationError(f"gains must be finite; got {self.gains}")
         chosen_precision(self.precision, "cpu")  # whose error tells of others
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ConfigurationError(f"temperature must be a positive number; got {self.temperature}")
         if not self.noise_db < 0:
             raise ConfigurationError(f"noise_db must be below 0, under the mix; got {self.noise_db}")
 
@@ -189,6 +195,7 @@ def separate(
     *,
     guide: EncoderGuide | None = None,
     model_gains: str = "level",
+    model_temperatures: Mapping[str, float] | None = None,
     progress: Callable[[int], Any] = lambda samples: None,
 ) -> Separation:
     """Separate a mix in memory.
@@ -200,6 +207,7 @@ def separate(
         settings: see :class:`Settings`.
         guide: of these sources, see :func:`~pyrosep.load_guide`; projected onto mixes of one channel.
         model_gains: what ``Settings.gains`` of ``None`` stands for; of a model that ships, ``model_info(name).gains``.
+        model_temperatures: by method, what ``Settings.temperature`` of ``None`` stands for; likewise.
         progress: called with the number of samples finished, as they are.
 
     Raises:
@@ -220,7 +228,9 @@ def separate(
     """
     if mix.ndim != 2 or not mix.shape[1]:
         raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
-    separator = Separator(priors, sample_rate, settings, guide=guide, model_gains=model_gains)
+    separator = Separator(
+        priors, sample_rate, settings, guide=guide, model_gains=model_gains, model_temperatures=model_temperatures
+    )
     separator.listen(windows_of(mix, separator.window, separator.window))
     blocks = []
     for block in separator.stream(windows_of(mix, separator.window, separator.hop)):
@@ -243,6 +253,7 @@ class Separator:
         settings: see :class:`Settings`.
         guide: of these sources.
         model_gains: what ``Settings.gains`` of ``None`` stands for.
+        model_temperatures: by method, what ``Settings.temperature`` of ``None`` stands for.
     """
 
     def __init__(
@@ -253,6 +264,7 @@ class Separator:
         *,
         guide: EncoderGuide | None = None,
         model_gains: str = "level",
+        model_temperatures: Mapping[str, float] | None = None,
     ) -> None:
         if not priors:
             raise ConfigurationError("expected at least one prior; got none")
@@ -286,6 +298,9 @@ class Separator:
             raise ConfigurationError("the exact method needs Gaussian priors; use method 'langevin' for others")
         #: Of the search, or ``None`` for the kernel's own.
         self.coupling = self.settings.chosen_coupling(self.priors)
+        own = (model_temperatures or {}).get(self.method, 1.0) if self.coupling == "shared" else 1.0
+        #: Of the draws about their mean.
+        self.temperature = own if self.settings.temperature is None else self.settings.temperature
         #: For each window and channel, from each chain, and before; only where there is a sampling.
         self.chains, self.draws, self.warmup = self.settings.sampling(self.priors)
         if self.method not in ("exact", "guide"):
@@ -455,7 +470,8 @@ class Separator:
         running = weight.cumsum(0).permute(1, 2, 0).contiguous()
         index = torch.searchsorted(running, place.expand(count, channels, -1).contiguous()).clamp(max=len(weight) - 1)
         index = index.permute(2, 0, 1)[:, :, None, :, None].expand(-1, -1, len(self.names), -1, frame)
-        return torch.cat([mean.unsqueeze(0), by_draw.gather(0, index)]), variance.sqrt()
+        drawn = mean + self.temperature * (by_draw.gather(0, index) - mean)
+        return torch.cat([mean.unsqueeze(0), drawn]), self.temperature * variance.sqrt()
 
     @property
     def searches(self) -> bool:

@@ -101,7 +101,8 @@ def separate_track(
         folder: of this track.
         priors: by source.
         settings: see :class:`~pyrosep.Settings`.
-        model: what the priors are; recorded in ``run.json``, and its gains are taken where the settings have none.
+        model: what the priors are; recorded in ``run.json``, and its gains and temperatures are taken where the
+            settings have none.
         guide: of the same sources, for the methods that use one; recorded too.
         write: the sources to write; all by default. The others explain the mix all the same.
         overwrite: do it again although it is there. Only a folder that an earlier run wrote is ever replaced.
@@ -138,7 +139,14 @@ def separate_track(
     about = audio.info(path)
     device = next(iter(priors.values())).sigma.device
     loaded = load_guide(guide.folder, device=device) if guide is not None and "guide" in method else None
-    separator = Separator(priors, about.sample_rate, settings, guide=loaded, model_gains=model.gains)
+    separator = Separator(
+        priors,
+        about.sample_rate,
+        settings,
+        guide=loaded,
+        model_gains=model.gains,
+        model_temperatures=model.temperatures,
+    )
     total = separator.listen(audio.blocks(path, separator.window))
     with unfinished(folder) as new:
         _write_stems(new, path, separator, written, about, total, progress)
@@ -207,6 +215,7 @@ def _report(separator: Separator, about: audio.AudioInfo, total: int, seconds: f
         "sample_rate": about.sample_rate,
         "channels": about.channels,
         "seconds": round(duration, 3),
+        "temperature": separator.temperature,
         "gains": dict(zip(separator.names, [round(gain, 6) for gain in separator.gains.tolist()], strict=True)),
         "wall_seconds": round(seconds, 2),
         "real_time_factor": round(seconds / duration, 2),

@@ -28,7 +28,7 @@ RATE = 8_000
 arviz_on_matplotlib = pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")
 #: Warnings of chains are printed, as they are outside of tests, instead of being errors.
 said = pytest.mark.filterwarnings("default:chains .* did not move")
-COMMANDS = ("demo", "separate", "evaluate", "train-prior", "train-guide", "models", "diagnose")
+COMMANDS = ("demo", "separate", "evaluate", "calibrate", "train-prior", "train-guide", "models", "diagnose")
 QUICK = ("--chains", "2", "--draws", "6", "--warmup", "4", "--segment", "0.1")
 
 
@@ -102,7 +102,9 @@ def stems(tmp_path, model):
 # Help and usage
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS), ("train-prior", "gaussian")])
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in COMMANDS), ("train-prior", "gaussian"), ("train-prior", "together")]
+)
 def test_help(command):
     text = done(*command, "--help").output
     assert "Usage:" in text

@@ -671,6 +671,32 @@ def test_they_start_near_a_guides_mean_and_spread_by_themselves(told_flows, monk
     torch.testing.assert_close(found.stddev, found.draws.std(0), atol=1e-3, rtol=0.02)
 
 
+def test_a_temperature_moves_draws_about_their_mean(told_flows):
+    mix, settings = noise(1, 2 * FRAME), Settings(gains=(1.0, 1.0), keep=8, overlap=0.0)
+    plain = separate(mix, RATE, told_flows, settings)
+    warm = separate(mix, RATE, told_flows, replace(settings, temperature=1.5))
+    torch.testing.assert_close(warm.mean, plain.mean)
+    torch.testing.assert_close(warm.stddev, 1.5 * plain.stddev)
+    torch.testing.assert_close(warm.draws, plain.mean + 1.5 * (plain.draws - plain.mean), atol=1e-5, rtol=0)
+    torch.testing.assert_close(warm.draws.sum(1), mix.expand(8, -1, -1), atol=1e-5, rtol=0)
+
+
+def test_a_models_temperature_is_of_the_method_and_search_that_it_was_fitted_to(told_flows, white_flows):
+    def temperature(priors, **changes):
+        own = {"langevin": 1.5, "guide+langevin": 2.0}
+        guide = WhiteGuide(LEVELS, (1.0, 1.0)) if "guide" in changes.get("method", "") else None
+        return Separator(priors, RATE, Settings(**changes), guide=guide, model_temperatures=own).temperature
+
+    assert temperature(told_flows) == 1.5
+    assert temperature(told_flows, method="guide+langevin") == 2.0
+    assert temperature(told_flows, temperature=1.25) == 1.25
+    assert temperature(told_flows, coupling="local") == 1.0
+    assert temperature(white_flows) == 1.0
+    assert Separator(told_flows, RATE).temperature == 1.0
+    with pytest.raises(ConfigurationError, match="temperature must be a positive number; got 0"):
+        Settings(temperature=0.0)
+
+
 @pytest.mark.parametrize(
     ("guide", "match"),
     [

@@ -1,9 +1,10 @@
-"""``pyrosep demo | separate | evaluate | train-prior | train-guide | experiment | models | diagnose``."""
+"""``pyrosep demo | separate | evaluate | calibrate | train-prior | train-guide | experiment | models | diagnose``."""
 
 from __future__ import annotations
 
 import typer
 
+from pyrosep.cli.calibrating import calibrate
 from pyrosep.cli.evaluating import evaluate
 from pyrosep.cli.experimenting import (
     audit_command,
@@ -40,7 +41,7 @@ experiment_app = typer.Typer(
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(train_app, name="train-prior")
 
-for command in (demo, separate, evaluate, models, diagnose):
+for command in (demo, separate, evaluate, calibrate, models, diagnose):
     app.command()(command)
 app.command("train-guide")(train_guide_command)
 experiment_app.command("samplers")(samplers_command)

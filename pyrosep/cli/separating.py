@@ -157,6 +157,9 @@ def separate(
     precision: SafePrecision = "auto",
     compiled: Compile = False,
     keep: Annotated[int, typer.Option(min=0, help="Posterior draws to write as {source}.drawN.wav.")] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Distance of draws from their mean, of that where chains end [model's own].")
+    ] = None,
     sources: Annotated[
         list[str] | None, typer.Option("--source", help="A source to write; may be given again [all].")
     ] = None,
@@ -186,6 +189,7 @@ def separate(
             precision,
             compiled,
             keep=keep,
+            temperature=temperature,
             seed=seed,
         )
         info = model_info(model)

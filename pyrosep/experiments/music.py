@@ -165,7 +165,15 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
         settings = replace(settings, keep=chains)  # all draws that there are
 
     def estimate(reference: Reference) -> Tensor:
-        found = separate(reference.mix, reference.sample_rate, priors, settings, guide=guide, model_gains=info.gains)
+        found = separate(
+            reference.mix,
+            reference.sample_rate,
+            priors,
+            settings,
+            guide=guide,
+            model_gains=info.gains,
+            model_temperatures=info.temperatures,
+        )
         trust.extend({"arm": task.arm, **row} for row in _trust(found.mean, found.stddev, reference))
         if settings.keep > 1:
             middle, half = draw_intervals(found.draws, 0.9)

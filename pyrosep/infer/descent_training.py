@@ -95,7 +95,8 @@ def train_together(
 
     about = {"presence": presence, "alone": alone, "levels": levels, "sources": list(priors)}
     trainer = Trainer(settings, folder=folder, about=about, label=label, quiet=quiet, fabric=fabric)
-    held_out = torch.stack([own.held_out[:_HELD_OUT] for own in frames.values()], 1)
+    # The frames that sources have in one place of their lists may be of one place in a song: shifted, they are not.
+    held_out = torch.stack([own.held_out.roll(k, 0)[:_HELD_OUT] for k, own in enumerate(frames.values())], 1)
 
     def validate(network: nn.Module) -> dict[str, float]:
         return _figures(network, held_out, settings.seed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior
 from pyrosep.priors.oscillator import OscillatorPrior
 
-__all__ = ["ModelInfo", "load_priors", "model_info", "save_priors", "shipped_models"]
+__all__ = ["ModelInfo", "load_priors", "model_info", "save_priors", "save_temperatures", "shipped_models"]
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 
@@ -47,6 +48,9 @@ class ModelInfo:
         gains: how loud its sources are in a mix: ``"mean"`` (1/N each, as in the toy data), ``"level"`` (as they were
             recorded, up to one factor for the whole mix) or ``"fit"`` (each by its own, found from the mix).
         summary: one line.
+        temperatures: by method of :func:`~pyrosep.separate.separate`, by how much draws of these priors' search are to
+            lie further from their mean than the search leaves them; see :func:`~pyrosep.calibration.calibrate`. 1
+            where there is none.
     """
 
     name: str
@@ -57,6 +61,7 @@ class ModelInfo:
     frame: int
     gains: str
     summary: str
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     def digest(self) -> str:
         """SHA-256 of the model's files, so that a model that was trained again is told from what it was."""
@@ -248,12 +253,20 @@ def save_priors(
                 f"{family} at {sample_rate} Hz and {frame}: write them to another folder"
             )
         config = config_before | {"gains": gains} | ({"summary": summary} if summary else {})
+        config.pop("temperatures", None)  # they are of the draws of all sources together
     check_source_names([*config["priors"], *(name for name in priors if name not in config["priors"])])
     for name, prior in priors.items():
         own_config, own_tensors = _FAMILIES[family][1](prior, dtype)
         config["priors"][name] = own_config | dict((provenance or {}).get(name, {}))
         tensors |= {f"{name}.{key}": value for key, value in own_tensors.items()}
     save_weights(folder, config, tensors)
+
+
+def save_temperatures(folder: str | os.PathLike[str], temperatures: Mapping[str, float]) -> None:
+    """Write the temperatures of a model's draws, see :class:`ModelInfo`, in place of those it has for these methods."""
+    info, config, tensors = _open(folder)
+    config["temperatures"] = dict(info.temperatures) | dict(temperatures)
+    save_weights(info.folder, config, tensors)
 
 
 def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, Tensor]]:
@@ -288,5 +301,18 @@ def _open(model: str | os.PathLike[str]) -> tuple[ModelInfo, Config, dict[str, T
         config["frame"],
         config.get("gains", "level"),
         config.get("summary", ""),
+        _temperatures(folder, config),
     )
     return info, config, tensors
+
+
+def _temperatures(folder: Path, config: Config) -> dict[str, float]:
+    found = config.get("temperatures", {})
+    numbers = isinstance(found, dict) and all(
+        isinstance(value, int | float) and 0 < value < math.inf for value in found.values()
+    )
+    if not numbers:
+        raise CheckpointError(
+            f"{folder / 'config.json'} can't be used: expected temperatures above 0 by method; got {found}"
+        )
+    return found
