@@ -18,6 +18,9 @@ from pyrosep.separate import Settings, separate
 
 __all__ = ["calibrate"]
 
+#: Methods of :func:`~pyrosep.separate.separate` whose draws are those of a descent.
+_METHODS = ("langevin", "guide+langevin", "one-pass")
+
 
 def calibrate(
     priors: Mapping[str, SourcePrior],
@@ -44,7 +47,7 @@ def calibrate(
         sources: frames of each, of no song together, and of recordings that neither priors nor guide were trained on:
             ``(mix, source, time)`` in the order of the priors. Each mix is their sum.
         sample_rate: Hz.
-        methods: of :func:`~pyrosep.separate.separate`, by chains.
+        methods: ``"langevin"``, ``"guide+langevin"`` or ``"one-pass"``, see :class:`~pyrosep.separate.Settings`.
         guide: of these sources, for methods that use one.
         model_gains: see :func:`~pyrosep.separate.separate`.
         settings: of the chains.
@@ -57,8 +60,8 @@ def calibrate(
     Raises:
         ConfigurationError: fewer than two mixes in which all sources are heard, or a method that has no chains.
     """
-    if unknown := [method for method in methods if "langevin" not in method]:
-        raise ConfigurationError(f"draws of chains are calibrated, by langevin or guide+langevin; got {unknown}")
+    if unknown := [method for method in methods if method not in _METHODS]:
+        raise ConfigurationError(f"draws are calibrated of {', '.join(_METHODS)}; got {unknown}")
     heard = sounding(sources.unsqueeze(2).flatten(0, 1)).unflatten(0, sources.shape[:2])
     usual = torch.arange(len(sources)) % 2 == 0
     if not all(bool(heard[half].any(0).all()) for half in (usual, ~usual)):

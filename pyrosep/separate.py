@@ -30,9 +30,10 @@ from pyrosep.infer import (
     noise_ladder,
 )
 from pyrosep.infer.annealed import check_coupling
-from pyrosep.infer.descent import LEVELS, descent_ladder
+from pyrosep.infer.descent import LEVELS, Descent, descent_ladder
 from pyrosep.infer.ladder import check_ladder
 from pyrosep.infer.noising import common_transform
+from pyrosep.infer.response import LinearMix
 from pyrosep.precision import chosen_precision
 from pyrosep.priors import GaussianPrior, SourcePrior
 from pyrosep.priors.base import full_sum
@@ -41,7 +42,7 @@ from pyrosep.windows import cross_fade, windows_of
 
 __all__ = ["METHODS", "Separation", "Separator", "Settings", "separate"]
 
-METHODS = ("langevin", "exact", "guide", "guide+langevin")
+METHODS = ("langevin", "one-pass", "exact", "guide", "guide+langevin")
 
 #: Levels of a search with the local coupling.
 _LOCAL_LEVELS = 12
@@ -59,7 +60,9 @@ class Settings:
     Attributes:
         method: ``"langevin"`` (chains of :class:`~pyrosep.MALA`, after a search by :class:`~pyrosep.AnnealedSGLD` where
             the posterior may have several modes), ``"guide+langevin"`` (the same, each chain from a draw of the guide),
-            ``"guide"`` (the guide's own mean and deviation) or ``"exact"`` (closed form; Gaussian priors only).
+            ``"guide"`` (the guide's own mean and deviation), ``"exact"`` (closed form; Gaussian priors only), or
+            ``"one-pass"`` (one call of each prior's denoiser, on the mix itself, for priors whose denoisers are filters
+            and know interference: a :class:`~pyrosep.infer.descent.Descent` of one level).
             ``None`` is ``"guide+langevin"`` where there is a guide, else ``"langevin"``.
         coupling: of the search: ``"sweeps"``, ``"shared"``, or a coupling of :func:`~pyrosep.noised` for Langevin
             moves, see :class:`~pyrosep.AnnealedSGLD`; ``None`` for ``"shared"`` with priors whose denoisers are filters
@@ -68,7 +71,8 @@ class Settings:
         ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12, with ``"shared"`` 4.
             Giving either makes a search.
         redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSGLD`.
-        chains: chains for each window and channel; ``None`` for 4, with coupling ``"shared"`` 8.
+        chains: chains for each window and channel; ``None`` for 4, with coupling ``"shared"`` 8. With ``"one-pass"``,
+            as many draws, all from one call.
         draws: draws kept from each chain; ``None`` for 100, with couplings ``"local"`` and ``"shared"`` 1: where the
             search ends.
         warmup: steps before the first draw; ``None`` for 50, with couplings ``"local"`` and ``"shared"`` 0.
@@ -305,8 +309,14 @@ class Separator:
         self.chains, self.draws, self.warmup = self.settings.sampling(self.priors)
         if self.method not in ("exact", "guide"):
             self.settings.check_draws(self.chains, self.draws)
+        told = all(prior.knows_interference for prior in priors.values())
+        if self.method == "one-pass" and not (told and common_transform(list(self.priors.values()))):
+            raise ConfigurationError(
+                "method 'one-pass' needs priors whose denoisers filter short-time spectra and know interference; use "
+                "'langevin' for others"
+            )
         self._parts: list[dict[str, np.ndarray]] = []
-        self._guided_batches = 0
+        self._batches_drawn = 0
         self._heard = False
 
     # --- first pass -------------------------------------------------------------------------------------------
@@ -396,6 +406,8 @@ class Separator:
         mix = mix.to(self.device)
         if self.method == "guide":
             return self._guided(mix)
+        if self.method == "one-pass":
+            return self._heard_once(mix)
         if self.method != "exact":
             return self._sampled(mix)
         posterior = GaussianPosterior(
@@ -413,11 +425,29 @@ class Separator:
         if not self.settings.keep:
             return mean.unsqueeze(0), deviation
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(self.settings.seed + self._guided_batches)
-            self._guided_batches += 1
+            torch.manual_seed(self.settings.seed + self._batches_drawn)
+            self._batches_drawn += 1
             drawn = _Start(self.guide, self.gains)(mix.expand(self.settings.keep, *mix.shape))
         draws = torch.stack([drawn[name] for name in self.names], 2).cpu() * self.gains[:, None, None]
         return torch.cat([mean.unsqueeze(0), draws]), deviation
+
+    def _heard_once(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+        rows = mix.flatten(0, 1).unsqueeze(1)
+        gains = self.gains.to(mix).reshape(1, -1, 1).expand(len(rows), -1, -1)
+        linear = LinearMix(rows, gains, mix.new_full((len(rows), 1), self._noise))
+        descent = Descent(list(self.priors.values()))
+        ladder = descent_ladder(self.priors, 1)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed + self._batches_drawn)
+            self._batches_drawn += 1
+            heard = descent.heard(descent.at_last_level(descent.start(linear), linear, ladder), ladder[-1])
+            mean = descent.given(heard, linear, spread=0.0)
+            draws = torch.stack([descent.given(heard, linear) for _ in range(self.chains)])
+        found = torch.cat([mean.unsqueeze(0), mean + self.temperature * (draws - mean)]).cpu()
+        # (..., window * channel, source, frame) to (..., window, source, channel, frame)
+        found = found.unflatten(1, mix.shape[:2]).transpose(2, 3) * self.gains[:, None, None]
+        deviation = (found[1:] - found[0]).square().mean(0).sqrt()
+        return found[: 1 + self.settings.keep], deviation
 
     def _guide_moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the sources as they are in the mix, ``(window, source, channel, frame)``."""

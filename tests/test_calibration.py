@@ -46,7 +46,7 @@ def test_calibrated_intervals_hold_what_they_say(flows, sources):
 
 
 def test_what_can_not_be_calibrated(flows, sources):
-    with pytest.raises(ConfigurationError, match=r"draws of chains are calibrated.*\['guide'\]"):
+    with pytest.raises(ConfigurationError, match=r"draws are calibrated of.*\['guide'\]"):
         calibrate(flows, sources, RATE, methods=["guide"])
     silent = sources.clone()
     silent[::2, 0] = 0
@@ -101,8 +101,9 @@ def test_calibrate_writes_what_it_reports(tmp_path, flows, songs):
     assert result.exit_code == 0, result.output
     assert "temperature" in result.output
     report = json.loads((tmp_path / "f").read_text())
-    assert list(report) == ["langevin"]
+    assert list(report) == ["langevin", "one-pass"]
     found = model_info(tmp_path / "model").temperatures
+    assert list(found) == list(report)
     assert found["langevin"] == pytest.approx(report["langevin"]["temperature"], abs=1e-3)
 
 

@@ -671,6 +671,33 @@ def test_they_start_near_a_guides_mean_and_spread_by_themselves(told_flows, monk
     torch.testing.assert_close(found.stddev, found.draws.std(0), atol=1e-3, rtol=0.02)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_one_pass_shares_the_mix_out_by_one_call_of_each_prior(told_flows, monkeypatch, channels):
+    """White priors' denoisers, not trained: each claims as much of the mix as its own power is of all that it hears."""
+    calls = []
+    filtered = ContinuousFlow.filtered
+    monkeypatch.setattr(ContinuousFlow, "filtered", lambda self, x: calls.append(x.shape) or filtered(self, x))
+    mix, settings = noise(channels, 2 * FRAME), Settings(method="one-pass", gains=(1.0, 1.0), keep=8, overlap=0.0)
+    found = separate(mix, RATE, told_flows, settings)
+    assert len(calls) == 2
+    assert all(shape[0] == 2 * channels for shape in calls)
+    torch.testing.assert_close(found.mean.sum(0), mix, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.draws.sum(1), mix.expand(8, -1, -1), atol=1e-5, rtol=0)
+    off = (found.draws - found.mean).square().mean(0).sqrt()
+    torch.testing.assert_close(found.stddev, off, atol=1e-3, rtol=0.02)
+    assert (found.draws.mean(0) - found.mean).std() < 3 * found.stddev.mean() / 8**0.5
+    again = separate(mix, RATE, told_flows, replace(settings, keep=0, temperature=2.0))
+    torch.testing.assert_close(again.mean, found.mean)
+    torch.testing.assert_close(again.stddev, 2 * found.stddev)
+    assert not found.summaries
+
+
+def test_one_pass_is_for_filters_that_know_interference(white_flows):
+    for priors in (white_flows, white_priors()):
+        with pytest.raises(ConfigurationError, match="'one-pass' needs priors whose denoisers filter"):
+            separate(noise(1, FRAME), RATE, priors, Settings(method="one-pass"))
+
+
 def test_a_temperature_moves_draws_about_their_mean(told_flows):
     mix, settings = noise(1, 2 * FRAME), Settings(gains=(1.0, 1.0), keep=8, overlap=0.0)
     plain = separate(mix, RATE, told_flows, settings)

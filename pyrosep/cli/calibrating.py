@@ -39,7 +39,8 @@ def calibrate(
     weights: Weights = None,
     renames: Renames = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--method", help="langevin, or guide+langevin [both, where there is a guide].")
+        list[str] | None,
+        typer.Option("--method", help="langevin, one-pass or guide+langevin [all that can be]."),
     ] = None,
     guide: Guide = None,
     mixes: Annotated[int, typer.Option(min=2, help="Mixes: half to fit, half to report on.")] = 48,
@@ -68,7 +69,7 @@ def calibrate(
         if chosen.simulated:
             raise ConfigurationError("calibration is for models of recordings; toy waves have exact priors")
         if methods is None:
-            methods = ["langevin"] if own_guide is None else ["langevin", "guide+langevin"]
+            methods = ["langevin", "one-pass", *(["guide+langevin"] if own_guide is not None else [])]
         if own_guide is None and any("guide" in method for method in methods):
             raise ConfigurationError(f"model {info.name!r} has no guide of its own; give one, or --method langevin")
         priors = load_priors(model, device=chosen_device(device))

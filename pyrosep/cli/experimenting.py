@@ -177,7 +177,9 @@ def music_command(
     guide: Annotated[str | None, typer.Option(help="Name of a guide, or a folder of one [the model's].")] = None,
     arms: Annotated[
         list[str] | None,
-        typer.Option("--arm", help="wiener, nmf, irm, langevin, guide, guide+langevin; may be given again [all]."),
+        typer.Option(
+            "--arm", help="wiener, nmf, irm, langevin, one-pass, guide, guide+langevin; again for more [all]."
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds of each song.")] = 30.0,
     songs: Annotated[int | None, typer.Option(min=1, help="At most so many songs [all].")] = None,
@@ -191,7 +193,7 @@ def music_command(
 ) -> None:
     """SI-SDR, speed, memory and trust on songs: Wiener filter, NMF, ideal mask, guide and chains."""
     with reported():
-        from pyrosep.experiments.music import ARMS, music
+        from pyrosep.experiments.music import music
         from pyrosep.separate import Settings
 
         bar, update = track_progress("music", quiet)
@@ -203,7 +205,7 @@ def music_command(
                 model=model,
                 gaussian=gaussian,
                 guide=guide,
-                arms=arms or ARMS,
+                arms=arms,
                 seconds=seconds,
                 songs=songs,
                 components=components,

@@ -140,7 +140,7 @@ def separate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="guide, guide+langevin (chains from the guide), langevin or exact (closed form, Gaussian priors) "
+            help="guide, guide+langevin (chains from it), langevin, one-pass or exact (closed form, Gaussian priors) "
             "[guide+langevin where there is a guide, else langevin]."
         ),
     ] = None,

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["ARMS", "music"]
 
 #: What songs are separated by: Gaussian priors' Wiener filter, supervised NMF, the ideal ratio mask, a model's chains
-#: without its guide, its guide alone, and chains from the guide.
-ARMS = ("wiener", "nmf", "irm", "langevin", "guide", "guide+langevin")
+#: without its guide, one pass of its priors, its guide alone, and chains from the guide.
+ARMS = ("wiener", "nmf", "irm", "langevin", "one-pass", "guide", "guide+langevin")
 #: Seconds over which errors and deviations are compared.
 _WINDOW = 0.05
 #: Half the width of a 90 % interval of a Normal, in deviations.
@@ -65,7 +65,7 @@ def music(
     model: str = "band-small",
     gaussian: str = "band-gaussian",
     guide: str | None = None,
-    arms: Sequence[str] = ARMS,
+    arms: Sequence[str] | None = None,
     seconds: float = 30.0,
     songs: int | None = None,
     components: int = 64,
@@ -86,7 +86,7 @@ def music(
         model: of the chains and the guide; its sources are what is looked for.
         gaussian: model of the Wiener filter, with the same sources.
         guide: name or folder; the model's own by default.
-        arms: of :data:`ARMS`.
+        arms: of :data:`ARMS`; all that the priors can serve by default.
         seconds: of each song.
         songs: at most so many.
         components: of NMF, for each source.
@@ -104,9 +104,12 @@ def music(
     Raises:
         ConfigurationError: an unknown arm, or models of other sources.
     """
+    info = model_info(model)
+    if arms is None:
+        told = all(prior.knows_interference and prior.transform for prior in load_priors(info.folder).values())
+        arms = [arm for arm in ARMS if told or arm != "one-pass"]
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ConfigurationError(f"arms must be among {', '.join(ARMS)}; got {unknown}")
-    info = model_info(model)
     if "wiener" in arms and set(model_info(gaussian).sources) != set(info.sources):
         raise ConfigurationError(
             f"the models must be of the same sources; {model} has {list(info.sources)}, {gaussian} "
@@ -161,7 +164,7 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
     guide = load_guide(task.guide) if "guide" in task.arm and task.guide else None
     settings = replace(task.settings, method="exact" if exact else task.arm)
     chains, draws, _ = settings.sampling(priors)
-    if "langevin" in task.arm and draws == 1:
+    if ("langevin" in task.arm and draws == 1) or task.arm == "one-pass":
         settings = replace(settings, keep=chains)  # all draws that there are
 
     def estimate(reference: Reference) -> Tensor:

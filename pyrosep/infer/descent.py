@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +21,31 @@ from pyrosep.priors import SourcePrior
 from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import rms
 
-__all__ = ["LEVELS", "Descent", "DescentSearch", "descent_ladder", "share_out"]
+__all__ = ["LEVELS", "Descent", "DescentSearch", "Heard", "descent_ladder", "share_out"]
 
 #: Noise levels, by default.
 LEVELS = 4
 
 #: How far chains go from a guide's start to the mix.
 _DOUBT = 0.25
+
+
+class Heard(NamedTuple):
+    """What denoisers make of sources at a level, each by itself.
+
+    Attributes:
+        clean: their means, ``(chains, source, time)`` with some samples more at both ends.
+        claims: in each bin, by how much what is left of the mix is due to each, ``(chains, source, frame, bin)``.
+        variance: of what they don't know, the same shape.
+        before: samples more at the beginning.
+        time: samples that are asked for.
+    """
+
+    clean: Tensor
+    claims: Tensor
+    variance: Tensor
+    before: int
+    time: int
 
 
 class Descent:
@@ -99,33 +118,37 @@ class Descent:
 
     def drawn(self, x: Tensor, mix: LinearMix, sigma: float, *, spread: float | None = None) -> Tensor:
         """The sources given their values at a level, and the mix; ``spread=0`` for their means."""
-        spread = self.spread if spread is None else spread
+        return self.given(self.heard(x, sigma), mix, spread=spread)
+
+    def heard(self, x: Tensor, sigma: float) -> Heard:
+        """What the denoisers make of the sources' values at a level, each by itself: one call of each."""
         hop, time = self.transform.hop, x.shape[-1]
         before = int(torch.randint(hop, ()))
-        around = (before, hop - before)
-        padded = pad(x, around)
-        filtered = [
-            prior.at(max(sigma, prior.sigma_min), interference=float(prior.knows_interference)).filtered(own)
-            for prior, own in zip(self.priors, padded.unbind(1), strict=True)
-        ]
-        clean, gain = (torch.stack(parts, 1) for parts in zip(*filtered, strict=True))
-        observed = pad(mix.observed, around)
+        x = pad(x, (before, hop - before))
+        clean, gain, variance = [], [], []
+        for prior, own in zip(self.priors, x.unbind(1), strict=True):
+            found, share = prior.at(max(sigma, prior.sigma_min), interference=float(prior.knows_interference)).filtered(
+                own
+            )
+            clean.append(found)
+            gain.append(share)
+            if prior.knows_interference:
+                variance.append(share * (1 - share) * torch.view_as_real(self.transform(own)).square().sum(-1))
+            else:
+                variance.append(sigma**2 * share)
+        return Heard(torch.stack(clean, 1), sigma**2 * torch.stack(gain, 1), torch.stack(variance, 1), before, time)
+
+    def given(self, heard: Heard, mix: LinearMix, *, spread: float | None = None) -> Tensor:
+        """A draw of the sources given what the denoisers heard, and the mix; ``spread=0`` for their means."""
+        spread = self.spread if spread is None else spread
+        clean, hop = heard.clean, self.transform.hop
+        observed = pad(mix.observed, (heard.before, hop - heard.before))
         if spread:
-            deviation = spread * self._variance(padded, gain, sigma).sqrt()
+            deviation = spread * heard.variance.sqrt()
             clean = clean + self.transform.inverse(deviation * self.transform(_noise(clean)), clean.shape[-1])
             observed = observed - spread * mix.noise.unsqueeze(-1) * _noise(observed)
-        found = share_out(clean, sigma**2 * gain, LinearMix(observed, mix.gains, mix.noise), self.transform)
-        return found[..., before : before + time]
-
-    def _variance(self, x: Tensor, gain: Tensor, sigma: float) -> Tensor:
-        """Of what the denoisers give, in the bins ``(chains, source, frame, bin)``."""
-        variances = [
-            own * (1 - own) * torch.view_as_real(self.transform(value)).square().sum(-1)
-            if prior.knows_interference
-            else sigma**2 * own
-            for prior, value, own in zip(self.priors, x.unbind(1), gain.unbind(1), strict=True)
-        ]
-        return torch.stack(variances, 1)
+        found = share_out(clean, heard.claims, LinearMix(observed, mix.gains, mix.noise), self.transform)
+        return found[..., heard.before : heard.before + heard.time]
 
 
 class DescentSearch(Search):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pyrosep import EncoderGuide, GaussianPrior, audio, save_priors
+from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, audio, save_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.music import music
 from pyrosep.guides import save_guide
-from pyrosep.priors import BandSize
+from pyrosep.priors import BandDenoiser, BandSize
 from pyrosep.separate import Settings
 
 RATE, FRAME = 8000, 4096
@@ -84,3 +84,28 @@ def test_what_it_can_not_do(place, tmp_path):
         music(tmp_path, songs, songs, model=model, gaussian="band-gaussian")
     with pytest.raises(ConfigurationError, match="has no guide of its own"):
         music(tmp_path, songs, songs, model="song-gaussian", gaussian="song-gaussian", arms=("guide",))
+
+
+def test_one_pass_is_scored_for_priors_that_know_interference(place, tmp_path):
+    torch.manual_seed(0)
+    size = BandSize(window=64, bands=3, width=4, neck=4, layers=1, features=4)
+    priors = {
+        name: ContinuousFlow(
+            BandDenoiser(size, 1e-3 * torch.tensor(own), interference=True), FRAME, sigma_min=1e-3, sample_rate=RATE
+        )
+        for name, own in SPECTRA.items()
+    }
+    save_priors(tmp_path / "told", priors)
+    songs = str(place / "songs")
+    tables = music(
+        tmp_path,
+        songs,
+        songs,
+        model=str(tmp_path / "told"),
+        arms=("one-pass",),
+        seconds=1.0,
+        settings=Settings(chains=4),
+    )
+    assert list(dict.fromkeys(tables["trust"]["arm"])) == ["one-pass", "one-pass, spread of draws"]
+    rows = tables["separation"].set_index(["method", "source"])["si_sdr_improvement_mean"]
+    assert rows["one-pass", "mean"] > 1, "not trained, they still know their source's mean spectrum"
