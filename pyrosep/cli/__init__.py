@@ -15,6 +15,7 @@ from pyrosep.cli.experimenting import (
     music_command,
     noised_likelihood_command,
     samplers_command,
+    sets_command,
 )
 from pyrosep.cli.guiding import train_guide_command
 from pyrosep.cli.inspecting import diagnose, models
@@ -49,6 +50,7 @@ experiment_app.command("guides")(guides_command)
 experiment_app.command("flows")(flows_command)
 experiment_app.command("music")(music_command)
 experiment_app.command("audit")(audit_command)
+experiment_app.command("sets")(sets_command)
 experiment_app.command("cross-likelihood")(cross_likelihood_command)
 experiment_app.command("noised-likelihood")(noised_likelihood_command)
 experiment_app.command("constant-inputs")(constant_inputs_command)

@@ -35,6 +35,7 @@ Subset = Annotated[str, typer.Option(help="Of MUSDB18: train or test.")]
 Frame = Annotated[int, typer.Option(min=16, help="Samples in a frame.")]
 Frames = Annotated[int, typer.Option(min=1, help="Frames of each source.")]
 Levels = Annotated[str, typer.Option(help="Noise levels of the priors, by commas.")]
+Every = Annotated[str, typer.Option(help="FIRST,STEP: each STEP-th song from the FIRST on, counted from 0.")]
 
 
 def samplers_command(
@@ -217,6 +218,50 @@ def music_command(
         _report(tables, out, json_file, quiet)
 
 
+def sets_command(
+    out: Out,
+    data: Annotated[str, typer.Option("--data", help="Songs with stems: a folder ROOT/SONG/STEM.wav.")],
+    model: Annotated[
+        str, typer.Option("-n", "--model", help="Model whose denoisers filter and know interference.")
+    ] = "band-small",
+    extra: Annotated[
+        str | None, typer.Option(help="A source that is added: MODEL,SOURCE,RECORDINGS, the last as for --data.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="one-pass, langevin, 'langevin, all priors', guide; again for more [all]."),
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows, at most.")] = 24,
+    every: Every = "0,1",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json_file: Json = None,
+) -> None:
+    """Mixes of fewer and of more sources than a model has, by the priors of just those sources: SI-SDR."""
+    with reported():
+        from pyrosep.experiments.sets import METHODS, sets
+
+        parts = None if extra is None else tuple(part.strip() for part in extra.split(",", 2))
+        if parts is not None and len(parts) != 3:
+            raise ConfigurationError(f"--extra takes MODEL,SOURCE,RECORDINGS; got {extra!r}")
+        bar, update = track_progress("sets", quiet)
+        with bar:
+            tables = sets(
+                out,
+                data,
+                model=model,
+                extra=parts,
+                methods=methods or METHODS,
+                windows=windows,
+                every=_every(every),
+                seed=seed,
+                workers=workers,
+                progress=update,
+            )
+        _report(tables, out, json_file, quiet)
+
+
 def audit_command(
     out: Out,
     data: Annotated[str, typer.Option("--data", help="Songs with stems: a folder ROOT/SONG/STEM.wav.")],
@@ -227,9 +272,7 @@ def audit_command(
     levels: Annotated[str, typer.Option(help="Numbers of noise levels, by commas.")] = "3,6,12,24",
     windows: Annotated[int, typer.Option(min=1, help="Windows, at most.")] = 36,
     chains: Annotated[int, typer.Option(min=2, help="Draws of each window.")] = 16,
-    every: Annotated[
-        str, typer.Option(help="FIRST,STEP: each STEP-th song from the FIRST on, counted from 0.")
-    ] = "0,1",
+    every: Every = "0,1",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -239,9 +282,6 @@ def audit_command(
     with reported():
         from pyrosep.experiments.audit import SEARCHES, audit
 
-        first, *step = _numbers(every, "--every", int)
-        if len(step) != 1 or first < 0 or step[0] < 1:
-            raise ConfigurationError(f"--every takes the first song and a step, such as 0,2; got {every!r}")
         bar, update = track_progress("audit", quiet)
         with bar:
             tables = audit(
@@ -252,7 +292,7 @@ def audit_command(
                 levels=_numbers(levels, "--levels", int),
                 windows=windows,
                 chains=chains,
-                every=(first, step[0]),
+                every=_every(every),
                 seed=seed,
                 workers=workers,
                 progress=update,
@@ -367,6 +407,13 @@ def _report(tables: dict[str, Any], out: Path, json_file: Path | None, quiet: bo
         for table in tables.values():
             typer.echo(table.to_string(index=False, float_format="{:.4g}".format, na_rep="") + "\n")
         typer.echo(f"tables and picture written to {out}")
+
+
+def _every(text: str) -> tuple[int, int]:
+    first, *step = _numbers(text, "--every", int)
+    if len(step) != 1 or first < 0 or step[0] < 1:
+        raise ConfigurationError(f"--every takes the first song and a step, such as 0,2; got {text!r}")
+    return first, step[0]
 
 
 def _numbers(text: str, option: str, kind: type[Number]) -> tuple[Number, ...]:

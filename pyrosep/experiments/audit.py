@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyrosep.data import FrameGrid
-from pyrosep.data.catalog import open_songs
 from pyrosep.diagnostics import draw_coverage
-from pyrosep.errors import ConfigurationError, DataError
-from pyrosep.evaluate import si_sdr, sounding
+from pyrosep.errors import ConfigurationError
+from pyrosep.evaluate import sounding
 from pyrosep.experiments.report import picture, write_tables
+from pyrosep.experiments.windows import improvements, song_windows
 from pyrosep.experiments.workers import mapped
 from pyrosep.infer import AnnealedSGLD, LangevinMCMC, noise_ladder
 from pyrosep.infer.descent import descent_ladder
@@ -143,7 +142,9 @@ def _run(task: _Task) -> dict[str, Any]:
     torch.set_num_threads(1)
     info = model_info(task.model)
     priors = load_priors(info.folder)
-    truth = _windows(task, info.frame, info.sample_rate, list(priors))
+    truth = song_windows(
+        task.data, list(priors), frame=info.frame, sample_rate=info.sample_rate, count=task.windows, every=task.every
+    )
     mix, heard = truth.sum(1), sounding(truth.unsqueeze(2))
     found, calls, seconds = _separated(task, priors, mix)  # (chain, window, source, time)
     levels = noise_ladder(priors, _LEVELS, top=max(map(rms, priors.values())))
@@ -154,11 +155,9 @@ def _run(task: _Task) -> dict[str, Any]:
             noise = torch.randn(len(levels), *mix.shape, generator=generator)
             energies[0] += denoising_energy(prior, truth[:, k], noise, levels)
             energies[1] += denoising_energy(prior, found[0, :, k], noise, levels)
-    base = _si_sdr(mix.unsqueeze(1).expand_as(truth), truth)
 
     def improvement(estimate: Tensor) -> list[float]:
-        gained = _si_sdr(estimate, truth) - base
-        return [float(gained[heard[:, k], k].mean()) for k in range(len(priors))]
+        return improvements(estimate, truth)
 
     by_source = improvement(found.mean(0))
     row = dict(zip(priors, by_source, strict=True)) | {
@@ -176,24 +175,6 @@ def _run(task: _Task) -> dict[str, Any]:
         draws.append(own | (_coverage(found[:count], truth, heard, list(priors)) if count > 1 else {}))
         count *= 2
     return {"row": row, "draws": draws}
-
-
-def _windows(task: _Task, frame: int, rate: int, names: Sequence[str]) -> Tensor:
-    """True sources in windows, ``(window, source, time)``."""
-    songs, _ = open_songs(task.data, subset="test", sources=names)
-    first, step = task.every
-    grid = FrameGrid(list(songs)[first::step], frame, sample_rate=rate, sources=names)
-    places = torch.linspace(0, len(grid) - 1, min(len(grid), 4 * task.windows)).round().long().tolist()
-    kept = []
-    for place in places[1::4] + places[3::4] + places[::4] + places[2::4]:  # more are passed over where it is quiet
-        sources = grid[place].sources
-        if int(sounding(sources.unsqueeze(1)).sum()) >= 2:
-            kept.append(sources)
-        if len(kept) == task.windows:
-            break
-    if not kept:
-        raise DataError(f"in no window of {task.data} at least two of {', '.join(names)} sound")
-    return torch.stack(kept)
 
 
 def _separated(task: _Task, priors: Mapping[str, SourcePrior], mix: Tensor) -> tuple[Tensor, float, float]:
@@ -223,10 +204,6 @@ def _separated(task: _Task, priors: Mapping[str, SourcePrior], mix: Tensor) -> t
         parts.append(torch.stack(runs))
     seconds = time.process_time() - began
     return torch.cat(parts, 1), calls / (task.chains * len(mix)), seconds
-
-
-def _si_sdr(estimate: Tensor, truth: Tensor) -> Tensor:
-    return si_sdr(estimate.unsqueeze(2), truth.unsqueeze(2))
 
 
 def _coverage(found: Tensor, truth: Tensor, heard: Tensor, names: Sequence[str]) -> dict[str, float]:
