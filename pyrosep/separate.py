@@ -469,6 +469,7 @@ class Separator:
             num_chains=len(rows),
             init="mix" if self.guide is None else _Start(self.guide, self.gains, drawn=self.coupling != "shared"),
             seed=self.settings.seed + len(self._parts),
+            check=False,  # the model is this library's own
             disable_progbar=True,
         )
         mcmc.run(rows)

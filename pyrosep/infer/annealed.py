@@ -235,6 +235,15 @@ class AnnealedSGLD(MALA):
 
     # --- the last level ---------------------------------------------------------------------------------------
 
+    def evaluate(self, z: Values) -> LangevinState:
+        if self.sample_last:
+            return super().evaluate(z)
+        # Chains that stay where they are need no gradient, which takes a call of every denoiser.
+        with torch.no_grad():
+            energy = self.potential(z)
+        still = {name: torch.zeros_like(value) for name, value in z.items()}
+        return LangevinState(dict(z), energy, still, self.potential.residual())
+
     def transition(self, state: LangevinState) -> LangevinState:
         if not self.sample_last:
             return state

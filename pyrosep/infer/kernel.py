@@ -210,6 +210,8 @@ class LangevinKernel(MCMCKernel):
 
     def _refresh_preconditioner(self) -> None:
         """Make the preconditioner anew, from the curvature where the chains are."""
+        if self.preconditioner_kind is None:
+            return  # white is what it is from the start
         self.preconditioner = make_preconditioner(self.preconditioner_kind, self.potential, self.state.z)
         self.state = self.evaluate(self.state.z)
 

@@ -49,6 +49,8 @@ class LangevinMCMC(AbstractMCMC):
         thinning: steps from one kept draw to the next.
         init: ``"prior"``, ``"mix"``, values, or a guide; see :func:`~pyrosep.infer.initial_values`.
         seed: if given, Pyro's random seed is set to it at the start of :meth:`run`.
+        check: whether to check that the chains don't meet, which takes one and a half gradients of the model;
+            not needed for a model that passed it before.
         disable_progbar: no progress bar. It is off by itself where standard error is no terminal.
         hook_fn: called after every step with ``(kernel, z, stage, i)``, as in :class:`pyro.infer.MCMC`.
 
@@ -74,6 +76,7 @@ class LangevinMCMC(AbstractMCMC):
         thinning: int = 1,
         init: Initial = "prior",
         seed: int | None = None,
+        check: bool = True,
         disable_progbar: bool = False,
         hook_fn: Callable[..., None] | None = None,
     ) -> None:
@@ -96,6 +99,7 @@ class LangevinMCMC(AbstractMCMC):
         self.thinning = thinning
         self.init = init
         self.seed = seed
+        self.check = check
         self.hook_fn = hook_fn
         self.disable_progbar = disable_progbar
 
@@ -112,7 +116,8 @@ class LangevinMCMC(AbstractMCMC):
         kernel = self.kernel
         potential = Potential(kernel.model, args, kwargs, num_chains=self.num_chains)
         z = initial_values(potential, self.init)
-        potential.check_independence(z)
+        if self.check:
+            potential.check_independence(z)
         with self._bar("Search", 0) as bar:
             z = kernel.search(potential, z, partial(_advance, bar), initial_levels(potential, self.init))
         kernel.start(potential, self.warmup_steps, z)

@@ -144,3 +144,20 @@ def test_models_and_priors_that_it_is_not_for_are_refused():
         LangevinMCMC(kernel, num_samples=1, num_chains=2, seed=0, disable_progbar=True).run(torch.randn(64))
     with pytest.raises(ConfigurationError, match="spread must be"):
         AnnealedSGLD(model, spread=3.0)
+
+
+def test_a_search_alone_calls_the_denoisers_for_its_levels_and_nothing_else(monkeypatch):
+    """No gradient is needed where chains stay where the search left them."""
+    priors, mix, calls = {"a": white(1.0), "b": white(0.25)}, torch.randn(64), []
+    network = BandDenoiser._removed
+    monkeypatch.setattr(BandDenoiser, "_removed", lambda self, *given: calls.append(1) or network(self, *given))
+    kernel = AnnealedSGLD(
+        linear_mix(priors, torch.ones(2), 0.05),
+        [5.0, 1.0, 0.1],
+        coupling="shared",
+        sample_last=False,
+        preconditioner=None,
+    )
+    LangevinMCMC(kernel, 1, 0, num_chains=4, seed=0, check=False, init="mix", disable_progbar=True).run(mix)
+    assert len(calls) == 2 * 3
+    assert kernel.search_calls.tolist() == [2 * 3] * 4

@@ -344,3 +344,11 @@ def test_progress_bar(priors, mix, capsys):
 def test_summary_of_pyro(priors, mix, capsys):
     LangevinMCMC(MALA(linear_mix(priors, noise=0.5)), 8, 8, num_chains=2).run(mix).summary()
     assert "a[0]" in capsys.readouterr().out
+
+
+def test_the_check_of_chains_can_be_left_out(monkeypatch, priors, mix):
+    checked = []
+    monkeypatch.setattr(Potential, "check_independence", lambda self, z: checked.append(1))
+    for check, times in ((True, 1), (False, 1)):
+        LangevinMCMC(MALA(mean_mix(priors)), 1, 0, num_chains=2, check=check, disable_progbar=True).run(mix)
+        assert len(checked) == times
