@@ -1124,7 +1124,7 @@ def test_train_continuousflow_with_interference(tmp_path, stems):
 
 def test_train_continuousflow_mistakes(tmp_path):
     for arguments, said in (
-        (("--size", "huge"), "--size must be one of tiny, small, music; got 'huge'"),
+        (("--size", "huge"), "--size must be one of tiny, small, music, large; got 'huge'"),
         (("--flip",), "--flip and --takes are for recordings, not toy data"),
         (("--takes", "2"), "takes from 0 to 1"),
         (("--interference", "0.5", "--told", "all"), "may be told nothing, presence, level of interference"),

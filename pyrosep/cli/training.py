@@ -205,7 +205,7 @@ def train_continuousflow_command(
     sources: Sources = None,
     sample_rate: SampleRate = None,
     frame: Frame = 2048,
-    size: Annotated[str, typer.Option(help="Of the network: tiny, small or music.")] = "small",
+    size: Annotated[str, typer.Option(help="Of the network: tiny, small, music or large.")] = "small",
     steps: Steps = 6000,
     batch: Batch = 32,
     learning_rate: LearningRate = 0.01,

@@ -53,11 +53,12 @@ class DenoiserSize:
         return self.hop * 2**self.levels
 
 
-#: By name: ``small`` is for the toy waves, ``music`` for songs.
+#: By name: ``small`` is for the toy waves, ``music`` for songs, and ``large`` for many songs and a GPU.
 DENOISERS: dict[str, DenoiserSize | BandSize] = {
     "tiny": DenoiserSize(hop=4, width=16, levels=1, layers=2, heads=2, features=8),
     "small": DenoiserSize(),
     "music": BandSize(width=40, neck=128),
+    "large": BandSize(bands=64, width=64, neck=384, layers=12),
 }
 
 
