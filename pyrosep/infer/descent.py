@@ -155,8 +155,9 @@ class DescentSearch(Search):
     """A search by :class:`Descent`.
 
     One that starts anew begins where nothing is known, with priors that know interference at the mix; the ladder then
-    needs no levels above the sources' own loudness. From a guide's start it goes a quarter of the way to the mix: what
-    the guide took from a source comes back with other sources around it, which such denoisers know what to do with.
+    needs no levels above the sources' own loudness. From a guide's start it goes a quarter of the way to the mix,
+    and through the lower half of the ladder: what the guide took from a source comes back with other sources around it,
+    which such denoisers know what to do with.
 
     Arguments:
         potential: of the model, a linear mix of fixed gains with Normal noise.
@@ -200,8 +201,8 @@ class DescentSearch(Search):
         self.descend(chains, ladder, None)
 
     def places(self, levels: Tensor) -> Tensor:
-        # The ladder is short and begins where the sources are as loud as the noise, which no guide is beyond.
-        return torch.zeros(len(levels), dtype=torch.int64)
+        # A guide knows what the upper half of the ladder is there to find out, whatever its deviations say.
+        return torch.full((len(levels),), len(self.ladder) // 2 if self.descent.told else 0)
 
     def _own_noise(self) -> Tensor:
         own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.potential.priors.values()])
