@@ -7,12 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pyrosep import audio
+from pyrosep import ContinuousFlow, audio
 from pyrosep.cli import app
 from pyrosep.cli.options import chosen_data
 from pyrosep.errors import ConfigurationError
 from pyrosep.guides import guide_info
-from pyrosep.priors import GaussianPrior, load_priors, save_priors
+from pyrosep.priors import BandDenoiser, BandSize, GaussianPrior, load_priors, save_priors
 
 RATE = 8000
 lightning = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -168,3 +168,51 @@ def test_new_names(text, renames):
 def test_what_are_no_new_names(text):
     with pytest.raises(ConfigurationError, match="--map takes"):
         chosen_data(["x"], None, text)
+
+
+# --- training together -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A model of bass and piano, not trained, whose denoisers filter and know interference."""
+    torch.manual_seed(0)
+    size = BandSize(window=32, bands=2, width=4, neck=4, layers=1, features=4)
+    priors = {
+        name: ContinuousFlow(
+            BandDenoiser(size, torch.full((17,), 0.01), interference=True), 256, sigma_min=0.01, sample_rate=RATE
+        )
+        for name in ("bass", "piano")
+    }
+    save_priors(tmp_path / "told", priors, summary="mine", provenance={"bass": {"steps": 7}})
+    return tmp_path / "told"
+
+
+@lightning
+def test_priors_are_trained_together(tmp_path, songs, solo, told):
+    data = ("--data", songs, "--data", solo, "--weight", 1, "--weight", 2)
+    out = ("-o", tmp_path / "out", "--json", tmp_path / "f.json")
+    command = ("train-prior", "together", *data, "--start", told, *out, "--steps", 2, "--batch", 4, "-d", "cpu")
+    result = done(*command, "--flip", "--reverb", 0.5)
+    assert "SNR of bass" in result.output
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["summary"] == "mine"
+    assert config["priors"]["bass"]["steps"] == 7, "how it was trained before is kept"
+    assert config["priors"]["bass"]["together"]["steps"] == 2
+    before, after = load_priors(told), load_priors(tmp_path / "out")
+    assert list(after) == ["bass", "piano"]
+    for name, prior in after.items():
+        weights = prior.network.state_dict()
+        assert any(not torch.equal(value, weights[key]) for key, value in before[name].network.state_dict().items())
+
+
+def test_training_together_says_what_it_is_not_for(tmp_path, songs, told):
+    save_priors(tmp_path / "plain", {"bass": GaussianPrior(torch.ones(9), 64, sample_rate=RATE)})
+    command = ("train-prior", "together", "-o", tmp_path / "out", "--steps", 1, "-d", "cpu")
+    for arguments, said in (
+        (("--data", "toy", "--start", told), "toy waves have none"),
+        (("--data", songs, "--start", tmp_path / "plain"), "must be a model of ContinuousFlow priors"),
+        (("--data", songs, "--start", told, "--presence", 0), "expected presence in (0, 1]"),
+    ):
+        assert said in failed(*command, *arguments)
+    assert not (tmp_path / "out").exists()
