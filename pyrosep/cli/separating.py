@@ -158,7 +158,7 @@ def separate(
     compiled: Compile = False,
     keep: Annotated[int, typer.Option(min=0, help="Posterior draws to write as {source}.drawN.wav.")] = 0,
     temperature: Annotated[
-        float | None, typer.Option(help="Distance of draws from their mean, of that where chains end [model's own].")
+        float | None, typer.Option(help="Factor for the draws' distances from their mean [the model's own].")
     ] = None,
     sources: Annotated[
         list[str] | None, typer.Option("--source", help="A source to write; may be given again [all].")
