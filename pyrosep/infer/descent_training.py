@@ -22,6 +22,8 @@ __all__ = ["train_together"]
 
 #: Noise of a mix, relative to the loudest level of the ladder: next to none.
 _NOISE = 1e-3
+#: Power beside which a mix counts for less, relative to the sources' usual power.
+_SILENCE = 0.05
 #: Held-out mixes, and those that are separated at once.
 _HELD_OUT, _ROWS = 16, 8
 
@@ -48,11 +50,12 @@ def train_together(
     frames of all sources, of no song together, are added up to a mix, a descent with a random number of levels is
     followed down to a random one of them, and the squared error of the sources' means there,
 
-    .. math:: \frac{\sum_k \|\hat s_k - s_k\|^2}{\sum_k \|s_k\|^2 + \epsilon},
+    .. math:: \frac{\sum_k \|\hat s_k - s_k\|^2 / v_k}{\sum_k \|s_k\|^2 / v_k + \epsilon},
 
-    is led back through that level into all denoisers. Each of them is trained on its source alone besides, by
-    :func:`~pyrosep.priors.continuousflow_training.denoising_loss`, so that it stays what it was
-    where it is told of no interference.
+    with :math:`v_k` the source's mean square, for soft sources are to be found as well as loud ones, is led back
+    through that level into all denoisers. Each of them is trained on its source alone besides, by
+    :func:`~pyrosep.priors.continuousflow_training.denoising_loss`, so that it stays what it was where it is told of no
+    interference.
 
     Arguments:
         priors: by source, whose denoisers are filters that know interference; they are changed in place.
@@ -113,6 +116,8 @@ class _Together(nn.Module):
         super().__init__()
         self.names = list(priors)
         self.networks = nn.ModuleList([prior.network for prior in priors.values()])
+        self.register_buffer("usual", torch.stack([p.network.variance for p in priors.values()]), persistent=False)
+        self.usual: Tensor
         self.descent = Descent(list(priors.values()))
         self.ladders = [descent_ladder(priors, count) for count in range(1, levels + 1)]
         self.top = max(max(ladder) for ladder in self.ladders)
@@ -125,8 +130,8 @@ class _Together(nn.Module):
         with torch.no_grad():
             x = self.descent.at_last_level(self.descent.start(mix), mix, ladder)
         found = self.descent.drawn(x, mix, ladder[-1], spread=0.0)
-        wrong, power = ((value.square().mean(-1).sum(1)) for value in (found - clean, clean))
-        loss = (wrong / (power + (0.1 * self.top) ** 2)).mean()
+        wrong, power = ((value.square().mean(-1) / self.usual).mean(1) for value in (found - clean, clean))
+        loss = (wrong / (power + _SILENCE)).mean()
         for place, network in enumerate(self.networks):
             batch = alone[3 * place : 3 * place + 3]
             if len(batch[0]):
