@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosep.diagnostics import draw_coverage, fit_draw_temperature
+from pyrosep.diagnostics import coverage_by_source, fit_draw_temperature
 from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import sounding
 from pyrosep.guides import EncoderGuide
@@ -62,7 +62,7 @@ def calibrate(
     """
     if unknown := [method for method in methods if method not in _METHODS]:
         raise ConfigurationError(f"draws are calibrated of {', '.join(_METHODS)}; got {unknown}")
-    heard = sounding(sources.unsqueeze(2).flatten(0, 1)).unflatten(0, sources.shape[:2])
+    heard = sounding(sources.unsqueeze(2))
     usual = torch.arange(len(sources)) % 2 == 0
     if not all(bool(heard[half].any(0).all()) for half in (usual, ~usual)):
         raise ConfigurationError(
@@ -91,12 +91,9 @@ def calibrate(
         mean = drawn.mean(0)
         spread = {"before": drawn, "after": mean + temperature * (drawn - mean)}
         found[method] = {"temperature": temperature} | {
-            when: _by_source(list(priors), value[:, ~usual], sources[~usual], heard[~usual], level)
+            when: dict(
+                zip(priors, coverage_by_source(value[:, ~usual], sources[~usual], heard[~usual], level), strict=True)
+            )
             for when, value in spread.items()
         }
     return found
-
-
-def _by_source(names: Sequence[str], draws: Tensor, truth: Tensor, heard: Tensor, level: float) -> dict[str, float]:
-    inside = draw_coverage(draws, truth, level)
-    return {name: float(inside[heard[:, k], k].mean()) for k, name in enumerate(names)}

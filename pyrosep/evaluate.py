@@ -188,7 +188,7 @@ def _scores(reference: Reference, truth: Tensor, estimates: dict[str, Tensor], b
 
 
 def sounding(truth: Tensor) -> Tensor:
-    """Which sources ``(source, channel, time)`` are not silent, and so are scored: ``(source,)``."""
+    """Which sources ``(..., source, channel, time)`` are not silent, and so are scored: ``(..., source)``."""
     return 10 * truth.square().mean((-1, -2)).clamp(min=1e-20).log10() > SILENCE_DB
 
 

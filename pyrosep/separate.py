@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from pyrosep.infer import (
     noise_ladder,
 )
 from pyrosep.infer.annealed import check_coupling
-from pyrosep.infer.descent import LEVELS, Descent, descent_ladder
+from pyrosep.infer.descent import LEVELS, Descent, descends_from_mix, descent_ladder
 from pyrosep.infer.ladder import check_ladder
 from pyrosep.infer.noising import common_transform
 from pyrosep.infer.response import LinearMix
@@ -155,7 +156,7 @@ class Settings:
         """The coupling, or what ``None`` comes to with these priors: still ``None`` where the kernel chooses."""
         if self.coupling is not None or common_transform(list(priors.values())) is None:
             return self.coupling
-        return "shared" if all(prior.knows_interference for prior in priors.values()) else "local"
+        return "shared" if descends_from_mix(list(priors.values())) else "local"
 
     def sampling(self, priors: Mapping[str, SourcePrior]) -> tuple[int, int, int]:
         """Chains, draws of each and steps before the first, or what ``None`` comes to with these priors."""
@@ -309,8 +310,7 @@ class Separator:
         self.chains, self.draws, self.warmup = self.settings.sampling(self.priors)
         if self.method not in ("exact", "guide"):
             self.settings.check_draws(self.chains, self.draws)
-        told = all(prior.knows_interference for prior in priors.values())
-        if self.method == "one-pass" and not (told and common_transform(list(self.priors.values()))):
+        if self.method == "one-pass" and not descends_from_mix(list(self.priors.values())):
             raise ConfigurationError(
                 "method 'one-pass' needs priors whose denoisers filter short-time spectra and know interference; use "
                 "'langevin' for others"
@@ -424,12 +424,18 @@ class Separator:
         mean, deviation = self._guide_moments(mix)
         if not self.settings.keep:
             return mean.unsqueeze(0), deviation
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(self.settings.seed + self._batches_drawn)
-            self._batches_drawn += 1
+        with self._drawing():
             drawn = _Start(self.guide, self.gains)(mix.expand(self.settings.keep, *mix.shape))
         draws = torch.stack([drawn[name] for name in self.names], 2).cpu() * self.gains[:, None, None]
         return torch.cat([mean.unsqueeze(0), draws]), deviation
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Without gradients, and with a seed of its own for each batch."""
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed + self._batches_drawn)
+            self._batches_drawn += 1
+            yield
 
     def _heard_once(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         rows = mix.flatten(0, 1).unsqueeze(1)
@@ -437,9 +443,7 @@ class Separator:
         linear = LinearMix(rows, gains, mix.new_full((len(rows), 1), self._noise))
         descent = Descent(list(self.priors.values()))
         ladder = descent_ladder(self.priors, 1)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(self.settings.seed + self._batches_drawn)
-            self._batches_drawn += 1
+        with self._drawing():
             heard = descent.heard(descent.at_last_level(descent.start(linear), linear, ladder), ladder[-1])
             mean = descent.given(heard, linear, spread=0.0)
             draws = torch.stack([descent.given(heard, linear) for _ in range(self.chains)])

@@ -85,7 +85,7 @@ def calibrate(
             own = song_frames(
                 songs, name, info.frame, sample_rate=info.sample_rate, held_out=mixes, seed=seed, shares=songs.shares
             )
-            frames.append(own.held_out.roll(place, 0))  # in one place of their lists sources are of one song
+            frames.append(own.held_out_apart(place))
         bar, update = track_progress("calibrating", quiet)
         with bar:
             report = fitted(

@@ -369,8 +369,7 @@ def _simulated(
     from pyrosep.guides import simulate
 
     def given(k: int, name: str) -> Callable[[int], Tensor]:
-        # The frames that sources have in one place of their lists are of one place in a song: shifted, they are not.
-        kept = frames[name].held_out.roll(k, 0)[first:]
+        kept = frames[name].held_out_apart(k)[first:]
         return lambda number: kept[:number]
 
     stems = {name: given(k, name) for k, name in enumerate(names) if name in frames}

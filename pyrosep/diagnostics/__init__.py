@@ -1,6 +1,6 @@
 """Diagnosing posteriors with ArviZ: InferenceData, summaries of audio, pictures, and checks of guides."""
 
-from pyrosep.diagnostics.draws import draw_coverage, draw_intervals, fit_draw_temperature
+from pyrosep.diagnostics.draws import coverage_by_source, draw_coverage, draw_intervals, fit_draw_temperature
 from pyrosep.diagnostics.guides import MixCheck, fit_temperature, importance_k_hat, interval_coverage, mix_check
 from pyrosep.diagnostics.inference_data import read_netcdf, to_inference_data, write_netcdf
 from pyrosep.diagnostics.modes import compare_chains, describe_modes
@@ -11,6 +11,7 @@ __all__ = [
     "MixCheck",
     "audio_summaries",
     "compare_chains",
+    "coverage_by_source",
     "describe_modes",
     "draw_coverage",
     "draw_intervals",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, ShapeError
 
-__all__ = ["draw_coverage", "draw_intervals", "fit_draw_temperature"]
+__all__ = ["coverage_by_source", "draw_coverage", "draw_intervals", "fit_draw_temperature"]
 
 #: Halvings of the range in which a temperature is looked for.
 _HALVINGS = 50
@@ -45,6 +45,19 @@ def draw_intervals(draws: Tensor, level: float = 0.9) -> tuple[Tensor, Tensor]:
     width = float(student.ppf((1 + level) / 2, len(draws) - 1)) * math.sqrt(1 + 1 / len(draws))
     deviation, mean = torch.std_mean(draws, 0)
     return mean, width * deviation
+
+
+def coverage_by_source(draws: Tensor, truth: Tensor, heard: Tensor, level: float = 0.9) -> list[float]:
+    """By source, the mean of :func:`draw_coverage` over the mixes in which it counts.
+
+    Arguments:
+        draws: ``(draw, mix, source, time)``.
+        truth: ``(mix, source, time)``.
+        heard: which sources of which mixes count, ``(mix, source)``.
+        level: of the intervals.
+    """
+    inside = draw_coverage(draws, truth, level)
+    return [float(inside[heard[:, k], k].mean()) for k in range(truth.shape[1])]
 
 
 def draw_coverage(draws: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:

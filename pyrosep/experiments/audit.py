@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyrosep.diagnostics import draw_coverage
+from pyrosep.diagnostics import coverage_by_source
 from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import sounding
 from pyrosep.experiments.report import picture, write_tables
@@ -155,11 +155,7 @@ def _run(task: _Task) -> dict[str, Any]:
             noise = torch.randn(len(levels), *mix.shape, generator=generator)
             energies[0] += denoising_energy(prior, truth[:, k], noise, levels)
             energies[1] += denoising_energy(prior, found[0, :, k], noise, levels)
-
-    def improvement(estimate: Tensor) -> list[float]:
-        return improvements(estimate, truth)
-
-    by_source = improvement(found.mean(0))
+    by_source = improvements(found.mean(0), truth)
     row = dict(zip(priors, by_source, strict=True)) | {
         "mean": sum(by_source) / len(by_source),
         "energy": float((energies[1] - energies[0]).mean()),
@@ -169,10 +165,13 @@ def _run(task: _Task) -> dict[str, Any]:
     draws, count = [], 1
     best = sum(by_source) / len(by_source) + 10 * math.log10(1 + 1 / task.chains)
     while count <= task.chains:
-        groups = [improvement(part.mean(0)) for part in found.split(count) if len(part) == count]
+        groups = [improvements(part.mean(0), truth) for part in found.split(count) if len(part) == count]
         mean = sum(map(sum, groups)) / (len(groups) * len(priors))
         own = {"search": task.search, "draws": count, "mean": mean, "law": best - 10 * math.log10(1 + 1 / count)}
-        draws.append(own | (_coverage(found[:count], truth, heard, list(priors)) if count > 1 else {}))
+        if count > 1:
+            inside = coverage_by_source(found[:count], truth, heard)
+            own |= {f"{name} in 90 %": share for name, share in zip(priors, inside, strict=True)}
+        draws.append(own)
         count *= 2
     return {"row": row, "draws": draws}
 
@@ -204,12 +203,6 @@ def _separated(task: _Task, priors: Mapping[str, SourcePrior], mix: Tensor) -> t
         parts.append(torch.stack(runs))
     seconds = time.process_time() - began
     return torch.cat(parts, 1), calls / (task.chains * len(mix)), seconds
-
-
-def _coverage(found: Tensor, truth: Tensor, heard: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Share of true samples in 90 % intervals by the draws."""
-    inside = draw_coverage(found, truth)
-    return {f"{name} in 90 %": float(inside[heard[:, k], k].mean()) for k, name in enumerate(names)}
 
 
 def _draw(table: pandas.DataFrame, path: Path) -> None:

@@ -24,6 +24,7 @@ from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
 from pyrosep.guides import guide_info, load_guide
 from pyrosep.guides.models import find_guide
+from pyrosep.infer.descent import descends_from_mix
 from pyrosep.priors import load_priors, model_info
 from pyrosep.priors.frames import song_frames
 from pyrosep.separate import Settings, separate
@@ -106,7 +107,7 @@ def music(
     """
     info = model_info(model)
     if arms is None:
-        told = all(prior.knows_interference and prior.transform for prior in load_priors(info.folder).values())
+        told = descends_from_mix(list(load_priors(info.folder).values()))
         arms = [arm for arm in ARMS if told or arm != "one-pass"]
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ConfigurationError(f"arms must be among {', '.join(ARMS)}; got {unknown}")

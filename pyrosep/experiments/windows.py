@@ -58,7 +58,7 @@ def improvements(estimate: Tensor, truth: Tensor) -> list[float]:
         a number for each source; NaN for one that sounds in no window.
     """
     mix = truth.sum(1, keepdim=True)
-    heard = sounding(truth.flatten(0, 1).unsqueeze(1)).unflatten(0, truth.shape[:2])
+    heard = sounding(truth.unsqueeze(2))
     gained = si_sdr(estimate.unsqueeze(2), truth.unsqueeze(2)) - si_sdr(
         mix.expand_as(truth).unsqueeze(2), truth.unsqueeze(2)
     )

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from pyrosep.errors import ConfigurationError, DivergenceError
 from pyrosep.infer.ladder import noise_ladder
-from pyrosep.infer.noising import required_transform
+from pyrosep.infer.noising import common_transform, required_transform
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import LinearMix, linear_mix_of
 from pyrosep.infer.search import Search
@@ -21,7 +21,7 @@ from pyrosep.priors import SourcePrior
 from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import rms
 
-__all__ = ["LEVELS", "Descent", "DescentSearch", "Heard", "descent_ladder", "share_out"]
+__all__ = ["LEVELS", "Descent", "DescentSearch", "Heard", "descends_from_mix", "descent_ladder", "share_out"]
 
 #: Noise levels, by default.
 LEVELS = 4
@@ -207,6 +207,11 @@ class DescentSearch(Search):
     def _own_noise(self) -> Tensor:
         own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.potential.priors.values()])
         return (self.mix.power * own.square()).sum(-1) / self.mix.observed.shape[1]
+
+
+def descends_from_mix(priors: Sequence[SourcePrior]) -> bool:
+    """Whether a :class:`Descent` of these can start from the mix: they filter one spectrum and know interference."""
+    return common_transform(list(priors)) is not None and all(prior.knows_interference for prior in priors)
 
 
 def descent_ladder(priors: Mapping[str, SourcePrior], levels: int = LEVELS) -> tuple[float, ...]:

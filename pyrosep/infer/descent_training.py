@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,8 +98,7 @@ def train_together(
 
     about = {"presence": presence, "alone": alone, "levels": levels, "sources": list(priors)}
     trainer = Trainer(settings, folder=folder, about=about, label=label, quiet=quiet, fabric=fabric)
-    # The frames that sources have in one place of their lists may be of one place in a song: shifted, they are not.
-    held_out = torch.stack([own.held_out.roll(k, 0)[:_HELD_OUT] for k, own in enumerate(frames.values())], 1)
+    held_out = torch.stack([own.held_out_apart(k)[:_HELD_OUT] for k, own in enumerate(frames.values())], 1)
 
     def validate(network: nn.Module) -> dict[str, float]:
         return _figures(network, held_out, settings.seed)
@@ -127,9 +126,7 @@ class _Together(nn.Module):
         mix = self.mixed(clean)
         ladder = self.ladders[int(torch.randint(len(self.ladders), ()))]
         ladder = ladder[: 1 + int(torch.randint(len(ladder), ()))]
-        with torch.no_grad():
-            x = self.descent.at_last_level(self.descent.start(mix), mix, ladder)
-        found = self.descent.drawn(x, mix, ladder[-1], spread=0.0)
+        found = self.means(mix, ladder)
         wrong, power = ((value.square().mean(-1) / self.usual).mean(1) for value in (found - clean, clean))
         loss = (wrong / (power + _SILENCE)).mean()
         for place, network in enumerate(self.networks):
@@ -137,6 +134,12 @@ class _Together(nn.Module):
             if len(batch[0]):
                 loss = loss + denoising_loss(network, batch) / len(self.networks)
         return loss
+
+    def means(self, mix: LinearMix, ladder: Sequence[float]) -> Tensor:
+        """Of the sources at the end of a descent, with a gradient by its last level alone."""
+        with torch.no_grad():
+            x = self.descent.at_last_level(self.descent.start(mix), mix, ladder)
+        return self.descent.drawn(x, mix, ladder[-1], spread=0.0)
 
     def mixed(self, clean: Tensor) -> LinearMix:
         """Of sources ``(n, source, time)``, their sum."""
@@ -156,9 +159,6 @@ def _figures(network: nn.Module, held_out: Tensor, seed: int) -> dict[str, float
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for clean in held_out.to(device).split(_ROWS):
-            mix = network.mixed(clean)
-            x = network.descent.at_last_level(network.descent.start(mix), mix, ladder)
-            found = network.descent.drawn(x, mix, ladder[-1], spread=0.0)
-            wrong += (found - clean).square().sum((0, 2)).cpu()
+            wrong += (network.means(network.mixed(clean), ladder) - clean).square().sum((0, 2)).cpu()
     snr = 10 * (held_out.square().sum((0, 2)) / wrong).log10()
     return {f"SNR of {name}": float(value) for name, value in zip(network.names, snr, strict=True)}

@@ -55,6 +55,13 @@ class Frames:
         """Samples in a frame."""
         return self.held_out.shape[-1]
 
+    def held_out_apart(self, place: int) -> Tensor:
+        """The frames held out, in an order that is another one for each source of a mix, counted from 0.
+
+        Those that sources have in one place of their lists may be of one place in a song: shifted, they are not.
+        """
+        return self.held_out.roll(place, 0)
+
 
 def toy_frames(wave: str, frame: int, *, held_out: int = 64, seed: int = 0) -> Frames:
     """Frames of a toy oscillator, without end."""
