@@ -1,7 +1,7 @@
 """Bayesian musical source separation in Pyro: a prior for each source, the mix as a model, samples of the sources."""
 
 from pyrosep.diagnostics import compare_chains, summarize, to_inference_data
-from pyrosep.guides import EncoderGuide, fit_guide, load_guide, save_guide
+from pyrosep.guides import EncoderGuide, fit_guide
 from pyrosep.infer import (
     MALA,
     SGLD,
@@ -13,17 +13,9 @@ from pyrosep.infer import (
     noise_ladder,
     noised,
 )
-from pyrosep.priors import (
-    ContinuousFlow,
-    FloWaveNet,
-    GaussianPrior,
-    OscillatorPrior,
-    SourcePrior,
-    fit_spectrum,
-    load_priors,
-    save_priors,
-)
-from pyrosep.separate import Separation, Separator, Settings
+from pyrosep.priors import ContinuousFlow, FloWaveNet, GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum
+from pyrosep.separation import Separation, Separator, Settings, separate
+from pyrosep.zoo import PriorSet, load_guide, load_priors, save_guide, save_priors
 
 __version__ = "0.1.0"
 
@@ -39,6 +31,7 @@ __all__ = [
     "LangevinMCMC",
     "OscillatorPrior",
     "Potential",
+    "PriorSet",
     "Separation",
     "Separator",
     "Settings",
@@ -53,6 +46,7 @@ __all__ = [
     "noised",
     "save_guide",
     "save_priors",
+    "separate",
     "summarize",
     "to_inference_data",
 ]

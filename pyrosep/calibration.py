@@ -12,13 +12,13 @@ from torch import Tensor
 from pyrosep.diagnostics import coverage_by_source, fit_draw_temperature
 from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import sounding
-from pyrosep.guides import EncoderGuide
 from pyrosep.priors import SourcePrior
-from pyrosep.separate import Settings, separate
+from pyrosep.separation import Settings, choose_method, separate
+from pyrosep.zoo import PriorSet
 
 __all__ = ["calibrate"]
 
-#: Methods of :func:`~pyrosep.separate.separate` whose draws are those of a descent.
+#: Methods of :func:`~pyrosep.separate` whose draws are those of a descent.
 _METHODS = ("langevin", "guide+langevin", "one-pass")
 
 
@@ -28,8 +28,6 @@ def calibrate(
     sample_rate: int,
     *,
     methods: Sequence[str] = ("langevin",),
-    guide: EncoderGuide | None = None,
-    model_gains: str = "level",
     settings: Settings | None = None,
     level: float = 0.9,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -43,13 +41,11 @@ def calibrate(
     fitted to, the other half is reported on.
 
     Arguments:
-        priors: by source.
+        priors: a prior set, or priors by source.
         sources: frames of each, of no song together, and of recordings that neither priors nor guide were trained on:
             ``(mix, source, time)`` in the order of the priors. Each mix is their sum.
         sample_rate: Hz.
-        methods: ``"langevin"``, ``"guide+langevin"`` or ``"one-pass"``, see :class:`~pyrosep.separate.Settings`.
-        guide: of these sources, for methods that use one.
-        model_gains: see :func:`~pyrosep.separate.separate`.
+        methods: ``"langevin"``, ``"guide+langevin"`` or ``"one-pass"``, see :class:`~pyrosep.Settings`.
         settings: of the chains.
         level: of the intervals.
         progress: called with the mixes separated, and all.
@@ -72,8 +68,7 @@ def calibrate(
     found = {}
     for number, method in enumerate(methods):
         own = replace(settings or Settings(), method=method, temperature=1.0)
-        chains, draws, _ = own.sampling(priors)
-        own = replace(own, keep=chains * draws)
+        own = replace(own, keep=choose_method(own, PriorSet.of(priors)).count or 0)
         parts = []
         for place, frames in enumerate(sources):
             result = separate(
@@ -81,8 +76,6 @@ def calibrate(
                 sample_rate,
                 priors,
                 replace(own, seed=own.seed + place),
-                guide=guide if "guide" in method else None,
-                model_gains=model_gains,
             )
             parts.append(result.draws[:, :, 0])
             progress(number * len(sources) + place + 1, len(methods) * len(sources))

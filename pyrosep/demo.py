@@ -18,10 +18,9 @@ from pyrosep.errors import MissingDependencyError
 from pyrosep.evaluate import si_sdr
 from pyrosep.experiments import HeldOut, cross_likelihood
 from pyrosep.experiments.guides import guides
-from pyrosep.guides import find_guide, load_guide
-from pyrosep.priors import load_priors, model_info
-from pyrosep.separate import Settings, separate
-from pyrosep.tracks import separate_track
+from pyrosep.separation import Settings, choose_method, separate
+from pyrosep.separation.files import separate_track
+from pyrosep.zoo import load_priors
 
 __all__ = ["MODEL", "TOY_MODEL", "demo_song", "run_demo", "run_guide_demo", "run_toy_demo"]
 
@@ -79,26 +78,14 @@ def run_demo(
     settings = settings or Settings()
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
-    count, each, _ = settings.sampling(priors)
-    settings = replace(settings, keep=min(KEPT, count * each))
-    info = model_info(MODEL)
-    own_guide = find_guide(info)
-    assert own_guide is not None
+    method = choose_method(settings, priors)
+    settings = replace(settings, keep=min(KEPT, method.count or KEPT))
     names = list(priors)
     reference = torch.stack([truth[name] for name in names])
     out.mkdir(parents=True, exist_ok=True)
     audio.write(out / "mix.wav", mix, rate)
     folder = out / MODEL / "falcon69"
-    run = separate_track(
-        out / "mix.wav",
-        folder,
-        priors,
-        settings,
-        model=info,
-        guide=own_guide,
-        overwrite=True,
-        progress=progress,
-    )
+    run = separate_track(out / "mix.wav", folder, priors, settings, overwrite=True, progress=progress)
     found = torch.stack([audio.read(folder / f"{name}.wav").samples for name in names])
     draws = {
         name: np.stack(
@@ -107,10 +94,8 @@ def run_demo(
         for name in names
     }
     plain = load_priors(PLAIN_MODEL, sources=names, device=device)
-    wiener = separate(mix, rate, plain, Settings(method="exact"), model_gains=model_info(PLAIN_MODEL).gains).mean
-    alone = replace(settings, method="guide", keep=0)
-    guide = load_guide(own_guide.folder, device=device)
-    guided = separate(mix, rate, priors, alone, guide=guide, model_gains=info.gains).mean
+    wiener = separate(mix, rate, plain, Settings(method="exact")).mean
+    guided = separate(mix, rate, priors, replace(settings, method="guide", keep=0)).mean
     estimates = {
         "mix as estimate": mix.expand_as(reference),
         "Gaussian priors": wiener,
@@ -137,7 +122,7 @@ def run_demo(
     return {
         "scores": scores,
         "run": run,
-        "chains": count,
+        "chains": method.states,
         "folder": str(folder),
         "picture": str(picture),
         "sum_residual_db": 10 * torch.log10(residual.clamp(min=1e-20)).item(),

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from pyrosep.data import Song, ToyMixes
 from pyrosep.errors import ConfigurationError, DataError, MissingDependencyError
-from pyrosep.guides import EncoderGuide
 from pyrosep.priors import SourcePrior
-from pyrosep.separate import Settings, separate
+from pyrosep.separation import Settings, separate
 
 __all__ = [
     "Estimator",
@@ -102,7 +101,6 @@ def evaluate(
     methods: Sequence[str] = ("langevin",),
     settings: Settings | None = None,
     *,
-    guide: EncoderGuide | None = None,
     bss: bool = False,
     on_reference: Callable[[Reference], Any] = lambda reference: None,
 ) -> tuple[list[Score], dict[str, float]]:
@@ -110,11 +108,10 @@ def evaluate(
 
     Arguments:
         references: mixes, with the true sources to score; each must have a prior.
-        priors: by source: those of everything that a mix may hold, scored or not.
-        methods: see :data:`~pyrosep.separate.METHODS`. The mix itself as the estimate of every source, method
+        priors: a prior set, or priors by source: those of everything that a mix may hold, scored or not.
+        methods: see :data:`~pyrosep.separation.METHODS`. The mix itself as the estimate of every source, method
             ``"mix"``, is always scored too.
         settings: of the separation; their ``method`` is passed over.
-        guide: for the methods that use one.
         bss: add BSS Eval v4 (SDR, SIR, SAR, ISR: medians over seconds), by museval.
         on_reference: called after each.
 
@@ -128,7 +125,7 @@ def evaluate(
             if missing := [name for name in reference.sources if name not in priors]:
                 raise ConfigurationError(f"the model has no prior for {missing}; it has {list(priors)}")
             own = replace(settings, method=method)
-            result = separate(reference.mix, reference.sample_rate, priors, own, guide=guide)
+            result = separate(reference.mix, reference.sample_rate, priors, own)
             return result.mean[[result.names.index(name) for name in reference.sources]]
 
         return estimate

@@ -24,7 +24,6 @@ try:
 except ImportError:  # Windows, where it can't be told whether a run is alive: what it left is then never swept
     fcntl = None  # type: ignore[assignment]
 
-from pyrosep.checkpoint import write_text
 from pyrosep.errors import ConfigurationError
 from pyrosep.naming import shortened
 
@@ -220,3 +219,16 @@ def _free(path: Path) -> Path:
         free = path.with_name(f"{shortened(path.stem, 200)}.before{number}{path.suffix}")
         number += 1
     return free
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file whole or not at all: beside its place, then renamed.
+
+    It is UTF-8. A file's name may hold bytes that are not, and then comes with lone surrogates, for which there are no
+    bytes in UTF-8: they are written as escapes, by which JSON gives back the same name.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    beside.replace(target)

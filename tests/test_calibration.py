@@ -10,9 +10,9 @@ from pyrosep import ContinuousFlow, audio
 from pyrosep.calibration import calibrate
 from pyrosep.cli import app
 from pyrosep.errors import CheckpointError, ConfigurationError
-from pyrosep.priors import BandDenoiser, BandSize, GaussianPrior, load_priors, model_info, save_priors
-from pyrosep.priors.models import save_temperatures
-from pyrosep.separate import Settings
+from pyrosep.priors import BandDenoiser, BandSize, GaussianPrior
+from pyrosep.separation import Settings
+from pyrosep.zoo import load_priors, prior_set_info, save_priors, save_temperatures
 
 RATE, FRAME = 8000, 512
 SIZE = BandSize(window=64, bands=4, width=4, neck=4, layers=1, features=4)
@@ -56,17 +56,17 @@ def test_what_can_not_be_calibrated(flows, sources):
 
 def test_temperatures_are_kept_with_the_model_until_its_priors_change(tmp_path, flows):
     save_priors(tmp_path, flows, summary="mine")
-    assert model_info(tmp_path).temperatures == {}
-    before = model_info(tmp_path).digest()
+    assert prior_set_info(tmp_path).temperatures == {}
+    before = prior_set_info(tmp_path).digest()
     save_temperatures(tmp_path, {"langevin": 1.5})
     save_temperatures(tmp_path, {"guide+langevin": 2.0})
-    info = model_info(tmp_path)
+    info = prior_set_info(tmp_path)
     assert info.temperatures == {"langevin": 1.5, "guide+langevin": 2.0}
     assert info.summary == "mine"
     assert info.digest() != before
     assert list(load_priors(tmp_path)) == ["low", "high"]
     save_priors(tmp_path, {"low": flows["low"]})
-    assert model_info(tmp_path).temperatures == {}
+    assert prior_set_info(tmp_path).temperatures == {}
 
 
 @pytest.mark.parametrize("wrong", [{"langevin": 0}, {"langevin": "1"}, [1.5], {"langevin": float("nan")}])
@@ -75,7 +75,7 @@ def test_temperatures_that_are_none_are_refused(tmp_path, flows, wrong):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"temperatures": wrong}))
     with pytest.raises(CheckpointError, match="expected temperatures above 0 by method"):
-        model_info(tmp_path)
+        prior_set_info(tmp_path)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_calibrate_writes_what_it_reports(tmp_path, flows, songs):
     assert "temperature" in result.output
     report = json.loads((tmp_path / "f").read_text())
     assert list(report) == ["langevin", "one-pass"]
-    found = model_info(tmp_path / "model").temperatures
+    found = prior_set_info(tmp_path / "model").temperatures
     assert list(found) == list(report)
     assert found["langevin"] == pytest.approx(report["langevin"]["temperature"], abs=1e-3)
 
@@ -116,7 +116,7 @@ def test_calibrate_mistakes(tmp_path, flows, songs):
     for arguments, said in (
         (("calibrate", tmp_path / "none", "--data", songs), "there is none at"),
         (("calibrate", tmp_path / "model", "--data", "toy"), "toy waves have exact priors"),
-        (("calibrate", tmp_path / "plain", "--data", songs), "are left as they are"),
+        (("calibrate", tmp_path / "plain", "--data", songs), "only draws of a descent are calibrated"),
         ((*command, "--method", "guide+langevin"), "has no guide of its own"),
         ((*command, "--method", "guide", "--mixes", 4), "has no guide of its own"),
     ):

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from pyrosep import EncoderGuide, GaussianPrior, audio, save_guide, save_priors
 from pyrosep.cli import app
 from pyrosep.guides import UNetSize
-from pyrosep.priors import load_priors, model_info
-from pyrosep.separate import Settings, separate
+from pyrosep.separation import Settings, separate
+from pyrosep.zoo import load_priors, prior_set_info
 
 RATE = 8_000
 #: ArviZ 0.23 draws by a call that Matplotlib 3.11 deprecates; a person at the command line does not see it.
@@ -451,17 +451,17 @@ def test_other_tracks_are_still_done(song, model, tmp_path):
     ids=["memory", "cuda-memory", "allocator", "disk", "unexpected"],
 )
 def test_a_track_that_fails_lets_the_others_be(error, words, song, model, tmp_path, monkeypatch):
-    from pyrosep import tracks
+    from pyrosep.separation import files
 
     audio.write(tmp_path / "large.wav", noise(), RATE)
-    separate_track = tracks.separate_track
+    separate_track = files.separate_track
 
     def fails(path, *arguments, **options):
         if path.stem == "large":
             raise error
         return separate_track(path, *arguments, **options)
 
-    monkeypatch.setattr(tracks, "separate_track", fails)
+    monkeypatch.setattr(files, "separate_track", fails)
     options = ("-n", model, "--method", "exact")
     line = failed("separate", tmp_path / "large.wav", "-o", tmp_path / "one", *options)
     assert "large.wav" in line
@@ -473,10 +473,10 @@ def test_a_track_that_fails_lets_the_others_be(error, words, song, model, tmp_pa
 
 
 def test_an_interruption_keeps_what_is_finished(song, model, tmp_path, monkeypatch):
-    from pyrosep import tracks
+    from pyrosep.separation import files
 
     audio.write(tmp_path / "zebra.wav", noise(), RATE)
-    separate_track = tracks.separate_track
+    separate_track = files.separate_track
 
     def interrupted(path, *arguments, **options):
         if path.stem == "zebra":
@@ -485,7 +485,7 @@ def test_an_interruption_keeps_what_is_finished(song, model, tmp_path, monkeypat
 
     command = ("separate", song, tmp_path / "zebra.wav", "-n", model, "-o", tmp_path / "out", "--method", "exact")
     with monkeypatch.context() as patch:
-        patch.setattr(tracks, "separate_track", interrupted)
+        patch.setattr(files, "separate_track", interrupted)
         line = failed(*command, code=130)
     assert line == "pyrosep: interrupted: what was finished is kept; run the same command again to go on"
     lines = done(*command).stdout.splitlines()
@@ -496,7 +496,7 @@ def test_an_interruption_keeps_what_is_finished(song, model, tmp_path, monkeypat
 
 def test_the_trace_of_an_unexpected_error_on_request(song, model, tmp_path, monkeypatch):
     monkeypatch.setenv("PYROSEP_DEBUG", "1")
-    monkeypatch.setattr("pyrosep.tracks.separate_track", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr("pyrosep.separation.files.separate_track", lambda *arguments, **options: 1 / 0)
     assert "Traceback" in run("separate", song, "-n", model, "-o", tmp_path / "out").stderr
 
 
@@ -506,7 +506,7 @@ def test_the_trace_of_an_unexpected_error_on_request(song, model, tmp_path, monk
 def test_unknown_model(song, tmp_path):
     for command in (("separate", song), ("evaluate", "--data", "toy"), ("evaluate", "--data", song.parent)):
         line = failed(*command, "-n", "nonesuch")
-        assert "no model 'nonesuch': expected one that ships (band-gaussian, band-small, music-small," in line
+        assert "no prior set 'nonesuch': expected one that is here (band-gaussian, band-small, music-small," in line
 
 
 @pytest.mark.parametrize("name", ["../../../escaped", "/elsewhere/x", "a\0b"])
@@ -650,7 +650,7 @@ def test_separate_with_the_models_own_guide(method, song, guided, tmp_path):
     folder = tmp_path / "out" / "tiny" / "song"
     sums_to(folder, noise(2))
     run_ = json.loads((folder / "run.json").read_text())
-    assert run_["settings"]["method"] == (method or "guide+langevin")
+    assert run_["method"]["name"] == (method or "guide+langevin")
     assert run_.get("guide") == (None if method == "langevin" else "guide")
     assert (folder / "posterior.nc").is_file() == (method != "guide")
 
@@ -784,9 +784,9 @@ def test_train_a_prior_and_evaluate_it(stems, tmp_path):
     assert f"written to {out}" in text
     assert "low: recordings 2" in text
     assert json.loads(figures.read_text())["low"]["recordings"] == 2
-    assert model_info(out).sources == ("low",)
+    assert prior_set_info(out).sources == ("low",)
     done(*train, "--source", "high", "--seed", 1, "-d", "cpu")
-    info = model_info(out)
+    info = prior_set_info(out)
     assert (info.sources, info.frame, info.sample_rate, info.summary) == (("low", "high"), 512, RATE, "first")
     done("evaluate", "--data", stems, "-n", out, "--method", "exact", "--json", figures)
     rows = {(row["method"], row["source"]): row for row in json.loads(figures.read_text())["summary"]}
@@ -796,7 +796,7 @@ def test_train_a_prior_and_evaluate_it(stems, tmp_path):
 def test_train_at_another_rate(stems, tmp_path):
     options = ("--sample-rate", 4000, "--frame", 256, "--window", 64)
     done("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model", *options)
-    assert model_info(tmp_path / "model").sample_rate == 4000
+    assert prior_set_info(tmp_path / "model").sample_rate == 4000
     options = ("--sample-rate", 4000, "--frame", 512, "--window", 64)
     line = failed("train-prior", "gaussian", "--data", stems, "-o", tmp_path / "model", *options)
     assert "write them to another folder" in line
@@ -806,11 +806,12 @@ def test_train_on_toy_data(tmp_path, monkeypatch):
     out, figures = tmp_path / "toy-gaussian", tmp_path / "figures.json"
     options = ("--source", "saw", "--source", "sine", "--frame", 1024, "--window", 512, "--gains", "mean")
     done("train-prior", "gaussian", "--data", "toy", "-o", out, *options)
-    assert model_info(out).sources == ("saw", "sine")
-    assert model_info(out).sample_rate == 14_700
+    assert prior_set_info(out).sources == ("saw", "sine")
+    assert prior_set_info(out).sample_rate == 14_700
     options = ("--source", "saw", "--source", "sine", "--songs", 2, "--frame", 1024, "--method", "exact")
     done("evaluate", "--data", "toy", "-n", out, *options, "--json", figures)
-    assert json.loads(figures.read_text())["settings"]["gains"] == "mean"
+    assert json.loads(figures.read_text())["gains"] == "mean"
+    assert json.loads(figures.read_text())["methods"] == {"exact": {"name": "exact"}}
 
 
 @pytest.mark.parametrize(
@@ -983,15 +984,15 @@ def test_train_flowavenet(tmp_path):
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert re.search(r"saw: steps 3, .*nats at 0\.36", result.stdout)
-    assert model_info(out).family == "flowavenet"
-    assert model_info(out).gains == "mean"
+    assert prior_set_info(out).family == "flowavenet"
+    assert prior_set_info(out).gains == "mean"
     prior = load_priors(out)["saw"]
     assert prior.time == 64
     assert json.loads((tmp_path / "f.json").read_text())["saw"]["steps"] == 3
     assert (out / "training" / "saw" / "checkpoint.pt").is_file()
     again = run(*FLOW, "-o", out, "--source", "sine", "--steps", "2", "--quiet")
     assert (again.exit_code, again.stdout) == (0, "")
-    assert model_info(out).sources == ("saw", "sine")
+    assert prior_set_info(out).sources == ("saw", "sine")
 
 
 @lightning
@@ -1074,7 +1075,7 @@ def test_train_continuousflow(tmp_path):
     result = run(*DENOISER, *arguments)
     assert result.exit_code == 0, result.output
     assert re.search(r"saw: steps 3, .*SNR at 0\.36 -?[\d.]+, exact at 0\.36", result.stdout)
-    assert (model_info(out).family, model_info(out).gains) == ("continuousflow", "mean")
+    assert (prior_set_info(out).family, prior_set_info(out).gains) == ("continuousflow", "mean")
     prior = load_priors(out)["saw"]
     assert (prior.time, prior.sigma_min) == (64, 0.01)
     assert json.loads((tmp_path / "f.json").read_text())["saw"]["steps"] == 3
@@ -1104,7 +1105,7 @@ def test_train_continuousflow_on_recordings(tmp_path, stems):
     )
     result = run(*arguments, *options, "--frame", "64", "--batch", "4", "--steps", "2", "--spread", "0", "--quiet")
     assert result.exit_code == 0, result.output
-    info = model_info(tmp_path / "out")
+    info = prior_set_info(tmp_path / "out")
     assert (info.family, info.sample_rate, info.frame) == ("continuousflow", 4000, 64)
 
 

@@ -11,8 +11,8 @@ from pyrosep import ContinuousFlow, audio
 from pyrosep.cli import app
 from pyrosep.cli.options import chosen_data
 from pyrosep.errors import ConfigurationError
-from pyrosep.guides import guide_info
-from pyrosep.priors import BandDenoiser, BandSize, GaussianPrior, load_priors, save_priors
+from pyrosep.priors import BandDenoiser, BandSize, GaussianPrior
+from pyrosep.zoo import guide_info, load_priors, save_priors
 
 RATE = 8000
 lightning = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -14,11 +14,10 @@ from pyrosep import GaussianPrior, audio, load_guide, save_guide, save_priors
 from pyrosep.cli import app
 from pyrosep.cli.guiding import _simulated
 from pyrosep.diagnostics import interval_coverage
-from pyrosep.guides import guide_info
 from pyrosep.guides import training as guide_training
 from pyrosep.mixing import linear_mix
-from pyrosep.priors import load_priors, model_info
 from pyrosep.priors.frames import Frames
+from pyrosep.zoo import guide_info, load_priors, prior_set_info
 
 # Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -107,7 +106,7 @@ def test_it_trains_and_writes_a_guide(model, tmp_path):
 
     report, told = json.loads(figures.read_text()), config(out)["provenance"]
     assert told["settings"]["steps"] == told["steps"] == report["steps"] == 60
-    assert told["model_digest"] == model_info(model).digest()
+    assert told["model_digest"] == prior_set_info(model).digest()
     assert "elbo" not in report, "nobody asked for it, and it asks exact priors for much"
     # The mix itself as estimate has about 0 dB; the two sources overlap in a third of their bands.
     assert min(report["si_sdr low"], report["si_sdr high"]) > 3
@@ -272,7 +271,7 @@ def test_mistakes(model, songs, tmp_path):
     save_priors(tmp_path / "other", gaussians(), gains="fit")
     (tmp_path / "file").write_text("")
     for options, said in (
-        (("-n", "gone"), "no model 'gone'"),
+        (("-n", "gone"), "no prior set 'gone'"),
         (("--objective", "supervised"), "--objective must be one of simulated, elbo, both; got 'supervised'"),
         (("-n", tmp_path / "other"), "--gains mean, level, or a number for each of low, high"),
         (("--gains", "1,2,3"), "--gains takes 2 numbers"),
@@ -294,14 +293,13 @@ def test_mistakes(model, songs, tmp_path):
 
 def test_models_lists_guides_that_ship(tmp_path, monkeypatch):
     from pyrosep import EncoderGuide
-    from pyrosep.guides import models
 
-    monkeypatch.setattr(models, "SHIPPED", tmp_path)
-    save_guide(tmp_path / "toy-guide", EncoderGuide(["a", "b"]), model="toy", frame=128, summary="of two")
+    monkeypatch.setenv("PYROSEP_MODELS", str(tmp_path))
+    save_guide(tmp_path / "guides" / "my-guide", EncoderGuide(["a", "b"]), model="toy", frame=128, summary="of two")
     result = CliRunner().invoke(app, ["models", "--json", str(tmp_path / "models.json")], env={"COLUMNS": "200"})
-    assert re.search(r"toy-guide .* toy .* a, b .* 128 .* of two", result.stdout)
+    assert re.search(r"my-guide .* toy .* a, b .* 128 .* of two", result.stdout)
     found = {one["name"]: one["guides"] for one in json.loads((tmp_path / "models.json").read_text())}
-    assert found["toy"] == ["toy-guide"]
+    assert sorted(found["toy"]) == ["my-guide", "toy-guide"]
     assert found["band-gaussian"] == []
 
 

@@ -8,8 +8,8 @@ import torch
 from pyrosep import audio, load_priors
 from pyrosep.demo import GUIDE_MIXES, MODEL, PLAIN_MODEL, STREAMS, demo_song, run_demo, run_guide_demo, run_toy_demo
 from pyrosep.errors import MissingDependencyError
-from pyrosep.priors import shipped_models
-from pyrosep.separate import Settings
+from pyrosep.separation import Settings
+from pyrosep.zoo import prior_sets
 
 #: What each prior of a model may weigh, in bytes.
 MOST = 8_000_000
@@ -109,7 +109,7 @@ def _pixels(path):
     return matplotlib.image.imread(path)[::5, ::5, :3].reshape(-1, 3)
 
 
-@pytest.mark.parametrize("info", shipped_models(), ids=lambda info: info.name)
+@pytest.mark.parametrize("info", prior_sets(), ids=lambda info: info.name)
 def test_models_that_ship_are_small_and_have_cards(info):
     assert sum(path.stat().st_size for path in info.folder.rglob("*") if path.is_file()) < MOST * len(info.sources)
     card = (info.folder / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from pyrosep import GaussianPrior, OscillatorPrior, audio
 from pyrosep.data import StemFolder, ToyMixes
 from pyrosep.errors import ConfigurationError, MissingDependencyError
 from pyrosep.evaluate import Reference, Score, aggregate, bss_eval, evaluate, si_sdr, song_references, toy_references
-from pyrosep.separate import Settings
+from pyrosep.separation import Settings
 
 RATE = 8_000
 EXACT = Settings("exact")

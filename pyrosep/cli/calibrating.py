@@ -18,8 +18,7 @@ from pyrosep.cli.options import (
     Seed,
     Weights,
     chosen_data,
-    chosen_device,
-    chosen_guide,
+    chosen_priors,
     print_table,
     reported,
     track_progress,
@@ -55,29 +54,27 @@ def calibrate(
         import torch
 
         from pyrosep.calibration import calibrate as fitted
-        from pyrosep.guides import load_guide
-        from pyrosep.priors import load_priors, model_info
+        from pyrosep.infer.descent import descends_from_mix
         from pyrosep.priors.frames import song_frames
-        from pyrosep.priors.models import save_temperatures
-        from pyrosep.separate import Settings
+        from pyrosep.separation import Settings
+        from pyrosep.zoo import prior_set_info, save_temperatures
 
         if not model.is_dir():
             raise ConfigurationError(f"expected the folder of a model that train-prior wrote; there is none at {model}")
-        info = model_info(model)
-        own_guide = chosen_guide(guide, info)
+        info = prior_set_info(model)
+        priors = chosen_priors(model, guide, device)
         chosen = chosen_data(data, weights, renames)
         if chosen.simulated:
             raise ConfigurationError("calibration is for models of recordings; toy waves have exact priors")
         if methods is None:
-            methods = ["langevin", "one-pass", *(["guide+langevin"] if own_guide is not None else [])]
-        if own_guide is None and any("guide" in method for method in methods):
+            methods = ["langevin", "one-pass", *(["guide+langevin"] if priors.has_guide else [])]
+        if not priors.has_guide and any("guide" in method for method in methods):
             raise ConfigurationError(f"model {info.name!r} has no guide of its own; give one, or --method langevin")
-        priors = load_priors(model, device=chosen_device(device))
         settings = Settings(chains=chains, seed=seed)
-        if (coupling := settings.chosen_coupling(priors)) != "shared":
+        if not descends_from_mix(list(priors.values())):
             raise ConfigurationError(
-                f"draws of search {coupling or 'sweeps'!r} are left as they are; calibration is for priors whose "
-                "denoisers filter spectra and know interference"
+                "only draws of a descent are calibrated, which is for priors whose denoisers filter spectra and know "
+                f"interference; those of {info.name!r} don't"
             )
         songs = chosen.open(list(priors))
         frames = []
@@ -93,8 +90,6 @@ def calibrate(
                 torch.stack(frames, 1),
                 info.sample_rate,
                 methods=methods,
-                guide=None if own_guide is None else load_guide(own_guide.folder, device=chosen_device(device)),
-                model_gains=info.gains,
                 settings=settings,
                 progress=update,
             )

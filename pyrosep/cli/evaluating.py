@@ -26,8 +26,7 @@ from pyrosep.cli.options import (
     Segment,
     Sources,
     Warmup,
-    chosen_device,
-    chosen_guide,
+    chosen_priors,
     parsed_gains,
     parsed_ladder,
     print_table,
@@ -70,20 +69,17 @@ def evaluate(
 ) -> None:
     """SI-SDR and its improvement over the mix, by source, on songs whose stems are known."""
     with reported():
-        from dataclasses import asdict
+        from dataclasses import asdict, replace
         from itertools import islice
 
         from pyrosep.data.catalog import open_songs
         from pyrosep.data.toy import WAVES
         from pyrosep.evaluate import aggregate, song_references, toy_references
         from pyrosep.evaluate import evaluate as score
-        from pyrosep.guides import load_guide
         from pyrosep.naming import check_source_names
-        from pyrosep.priors import load_priors, model_info
-        from pyrosep.separate import Settings
+        from pyrosep.separation import Settings, choose_method
 
-        info = model_info(model or ("toy" if data == "toy" else DEFAULT_MODEL))
-        own_guide = chosen_guide(guide, info)
+        model = model or ("toy" if data == "toy" else DEFAULT_MODEL)
         settings = Settings(
             coupling=coupling,
             ladder=parsed_ladder(ladder),
@@ -93,7 +89,7 @@ def evaluate(
             warmup=warmup,
             segment=segment,
             overlap=overlap,
-            gains=parsed_gains(gains) or info.gains,
+            gains=parsed_gains(gains),
             precision=precision,
             compile=compiled,
             seed=seed,
@@ -102,24 +98,20 @@ def evaluate(
             check_source_names(names := tuple(sources or WAVES))
             count = songs or 8
             references = toy_references(names, frame=frame, size=count, seed=seed)
-            priors = load_priors(info.folder, sources=names, frame=frame, device=chosen_device(device))
+            priors = chosen_priors(model, guide, device, sources=names, frame=frame)
         else:
             opened, names = open_songs(data, subset=subset, sources=sources)
             count = min(len(opened), songs or len(opened))
             references = song_references(islice(opened, count), names, seconds=seconds, mono=not stereo)
             # All of the model's sources explain the mix, whichever are scored.
-            priors = load_priors(info.folder, device=chosen_device(device))
-        if guide is None and own_guide is not None and own_guide.sources != tuple(priors):
-            own_guide = None  # it is of more sources than are to be heard here
-        loaded = None if own_guide is None else load_guide(own_guide.folder, device=chosen_device(device))
-        chosen = methods or [settings.chosen_method(loaded is not None)]
+            priors = chosen_priors(model, guide, device)
+        chosen = methods or [choose_method(settings, priors).name]
         with progress_bar(count, "evaluating", quiet) as bar:
             scores, factors = score(
                 references,
                 priors,
                 chosen,
                 settings,
-                guide=loaded,
                 bss=bss,
                 on_reference=lambda reference: bar.update(),
             )
@@ -130,16 +122,18 @@ def evaluate(
             json_file,
             {
                 "data": data,
-                "model": info.name,
-                "guide": None if own_guide is None else own_guide.name,
+                "model": priors.name,
+                "guide": None if priors.guide_info is None else priors.guide_info.name,
                 "settings": asdict(settings),
+                "methods": {name: choose_method(replace(settings, method=name), priors).numbers() for name in chosen},
+                "gains": priors.gains if settings.gains is None else settings.gains,
                 "summary": rows,
                 "real_time_factor": factors,
                 "scores": [asdict(one) for one in scores],
             },
         )
         if not quiet:
-            _print_scores(rows, factors, f"{info.name} on {data}, {count} mixes")
+            _print_scores(rows, factors, f"{priors.name} on {data}, {count} mixes")
 
 
 def _print_scores(rows: list[dict[str, Any]], factors: dict[str, float], title: str) -> None:

@@ -195,7 +195,7 @@ def music_command(
     """SI-SDR, speed, memory and trust on songs: Wiener filter, NMF, ideal mask, guide and chains."""
     with reported():
         from pyrosep.experiments.music import music
-        from pyrosep.separate import Settings
+        from pyrosep.separation import Settings
 
         bar, update = track_progress("music", quiet)
         with bar:
@@ -392,7 +392,7 @@ def _held_out(
     device: str,
 ) -> HeldOut:
     from pyrosep.experiments import HeldOut
-    from pyrosep.priors import load_priors
+    from pyrosep.zoo import load_priors
 
     chosen = chosen_device(device)
     priors = load_priors(model, sources=sources, frame=frame, device=chosen)

@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyrosep.guides import EncoderGuide, UNetSize
-    from pyrosep.priors import BandSize, ModelInfo
+    from pyrosep.priors import BandSize
     from pyrosep.priors.augmentation import Augmentation
     from pyrosep.priors.frames import Frames
+    from pyrosep.zoo import PriorSetInfo
 
 #: Mixes that are validated on.
 _HELD_OUT = 64
@@ -136,12 +137,13 @@ def train_guide_command(
 
         import torch
 
-        from pyrosep.guides import OBJECTIVES, UNetSize, fit_guide, save_guide, simulate
-        from pyrosep.guides.models import check_guide_folder
+        from pyrosep.guides import OBJECTIVES, UNetSize, fit_guide, simulate
         from pyrosep.mixing import linear_mix
-        from pyrosep.priors import BandSize, load_priors, model_info
+        from pyrosep.priors import BandSize
         from pyrosep.priors.augmentation import Augmentation
         from pyrosep.trainer import launch
+        from pyrosep.zoo import load_priors, prior_set_info, save_guide
+        from pyrosep.zoo.guides import check_guide_folder
 
         if objective not in OBJECTIVES:
             raise ConfigurationError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
@@ -162,7 +164,7 @@ def train_guide_command(
             if network == "waves"
             else BandSize(window, bands, width or 48, neck, layers or 8)
         )
-        info = model_info(model)
+        info = prior_set_info(model)
         names = tuple(sources or info.sources)
         time = frame or min(info.frame, _LONGEST)
         weights = _gains(parsed_gains(gains) or info.gains, info, names)
@@ -266,7 +268,7 @@ def train_guide_command(
                 typer.echo(line)
 
 
-def _gains(kind: str | tuple[float, ...], info: ModelInfo, names: Sequence[str]) -> list[float]:
+def _gains(kind: str | tuple[float, ...], info: PriorSetInfo, names: Sequence[str]) -> list[float]:
     """One gain a source, as mixes are simulated."""
     if kind == "fit":
         raise ConfigurationError(
@@ -286,7 +288,8 @@ def _guide(
     """A new guide, or one with a start's networks; its gains, noise and temperatures are this run's."""
     import torch
 
-    from pyrosep.guides import EncoderGuide, load_guide
+    from pyrosep.guides import EncoderGuide
+    from pyrosep.zoo import load_guide
 
     begun = None if start is None else load_guide(start)
     if begun is not None and (begun.names != tuple(priors) or begun.channels or begun.head_names):
@@ -306,7 +309,7 @@ def _guide(
 
 def _frames(
     data: ChosenData,
-    info: ModelInfo,
+    info: PriorSetInfo,
     names: tuple[str, ...],
     time: int,
     held_out: int,

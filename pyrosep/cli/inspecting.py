@@ -15,10 +15,9 @@ from pyrosep.cli.options import Device, Json, Quiet, Seed, print_table, reported
 def models(seed: Seed = 0, device: Device = "auto", quiet: Quiet = False, json_file: Json = None) -> None:
     """List the models that ship, and the guides."""
     with reported():
-        from pyrosep.guides import shipped_guides
-        from pyrosep.priors import shipped_models
+        from pyrosep import zoo
 
-        found, guides = shipped_models(), shipped_guides()
+        found, guides = zoo.prior_sets(), zoo.guides()
         write_json(
             json_file,
             [

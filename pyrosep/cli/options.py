@@ -25,8 +25,7 @@ from pyrosep.errors import ConfigurationError, PyrosepError
 
 if TYPE_CHECKING:
     from pyrosep.data.catalog import DataSets
-    from pyrosep.guides import GuideInfo
-    from pyrosep.priors import ModelInfo
+    from pyrosep.zoo import PriorSet
 
 #: What songs are separated by where no model is named.
 DEFAULT_MODEL = "music-small"
@@ -144,11 +143,12 @@ def chosen_device(name: str) -> str:
     return name
 
 
-def chosen_guide(name: str | None, model: ModelInfo) -> GuideInfo | None:
-    """The guide that is asked for, or the model's own."""
-    from pyrosep.guides import find_guide, guide_info
+def chosen_priors(model: str | os.PathLike[str], guide: str | None, device: str, **options: Any) -> PriorSet:
+    """A prior set on a device, with its own guide or the one that is asked for."""
+    from pyrosep.zoo import load_priors
 
-    return find_guide(model) if name is None else guide_info(name)
+    priors = load_priors(model, device=chosen_device(device), **options)
+    return priors if guide is None else priors.with_guide(guide)
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def parsed_ladder(text: str | None) -> int | tuple[float, ...] | None:
 
 def write_json(path: Path | None, figures: Any) -> None:
     if path is not None:
-        from pyrosep.checkpoint import write_text
+        from pyrosep.results import write_text
 
         write_text(path, json.dumps(finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
 

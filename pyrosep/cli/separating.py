@@ -30,7 +30,7 @@ from pyrosep.cli.options import (
     Segment,
     Warmup,
     chosen_device,
-    chosen_guide,
+    chosen_priors,
     complain,
     one_line,
     parsed_gains,
@@ -54,7 +54,7 @@ def demo(
     """Separate a real song that comes with a dependency, and score the stems against the true ones."""
     with reported():
         from pyrosep.demo import MODEL, run_demo, run_guide_demo, run_toy_demo
-        from pyrosep.separate import Settings
+        from pyrosep.separation import Settings
 
         start = time.perf_counter()
         bar, update = track_progress("separating", quiet)
@@ -171,9 +171,8 @@ def separate(
 ) -> None:
     """Separate files into OUT/MODEL/TRACK/{source}.wav, with standard deviations and the posterior's summaries."""
     with reported():
-        from pyrosep.priors import load_priors, model_info
-        from pyrosep.separate import Settings
-        from pyrosep.tracks import find_tracks, separate_track
+        from pyrosep.separation import Settings
+        from pyrosep.separation.files import find_tracks, separate_track
 
         settings = Settings(
             method,
@@ -192,9 +191,7 @@ def separate(
             temperature=temperature,
             seed=seed,
         )
-        info = model_info(model)
-        own_guide = chosen_guide(guide, info)
-        priors = load_priors(model, device=chosen_device(device))
+        priors = chosen_priors(model, guide, device)
         reports: dict[str, Any] = {}
         usable, failed = [], 0
         for given in inputs:
@@ -211,11 +208,9 @@ def separate(
                 with bar:
                     report = separate_track(
                         path,
-                        out / info.name / name,
+                        out / priors.name / name,
                         priors,
                         settings,
-                        model=info,
-                        guide=own_guide,
                         write=sources,
                         overwrite=overwrite,
                         progress=update,
@@ -228,7 +223,7 @@ def separate(
                 continue
             reports[name] = report
             if not quiet:
-                typer.echo(_track_line(name, out / info.name / name, report))
+                typer.echo(_track_line(name, out / priors.name / name, report))
         write_json(json_file, reports)
         if failed:
             if len(reports) > 1:

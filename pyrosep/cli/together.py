@@ -75,12 +75,13 @@ def train_together_command(
     with reported():
         import torch
 
-        from pyrosep.checkpoint import load_weights
         from pyrosep.infer.descent_training import train_together
-        from pyrosep.priors import ContinuousFlow, load_priors, model_info, save_priors
+        from pyrosep.priors import ContinuousFlow
         from pyrosep.priors.augmentation import Augmentation
         from pyrosep.priors.frames import song_frames
         from pyrosep.trainer import launch
+        from pyrosep.zoo import load_priors, prior_set_info, save_priors
+        from pyrosep.zoo.weights import load_weights
 
         settings = training_settings(
             device,
@@ -97,7 +98,7 @@ def train_together_command(
             devices=devices,
             nodes=nodes,
         )
-        info = model_info(start)
+        info = prior_set_info(start)
         if info.family != "continuousflow":
             raise ConfigurationError(f"--start must be a model of ContinuousFlow priors; {start} has {info.family}")
         chosen = chosen_data(data, weights, renames)

@@ -80,8 +80,8 @@ def train_gaussian_command(
     with reported():
         from pyrosep.data.toy import WAVES
         from pyrosep.naming import check_source_names
-        from pyrosep.priors import save_priors
         from pyrosep.priors.training import recordings, recordings_by_set, toy_recordings, train_gaussian
+        from pyrosep.zoo import save_priors
 
         chosen_device(device)  # the fit is one pass of FFTs, bound by reading files; it runs on the CPU everywhere
         chosen = chosen_data(data, weights, renames)
@@ -314,7 +314,7 @@ def _train_all(
 
     from pyrosep.data.toy import WAVES
     from pyrosep.naming import check_source_names
-    from pyrosep.priors import save_priors
+    from pyrosep.zoo import save_priors
 
     data = job["data"]
     names = tuple(sources or WAVES) if data.simulated else data.open(sources).sources
@@ -394,7 +394,7 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
 
 def _begun(job: dict[str, Any], family: type) -> Any:
     """The prior that is started from, if there is one."""
-    from pyrosep.priors import load_priors
+    from pyrosep.zoo import load_priors
 
     if job["start"] is None:
         return None

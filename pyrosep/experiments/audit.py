@@ -22,8 +22,9 @@ from pyrosep.experiments.workers import mapped
 from pyrosep.infer import AnnealedSGLD, LangevinMCMC, noise_ladder
 from pyrosep.infer.descent import descent_ladder
 from pyrosep.mixing import linear_mix
-from pyrosep.priors import SourcePrior, load_priors, model_info
+from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms
+from pyrosep.zoo import load_priors, prior_set_info
 
 if TYPE_CHECKING:
     import pandas
@@ -140,7 +141,7 @@ def denoising_energy(prior: SourcePrior, frames: Tensor, noise: Tensor, levels: 
 
 def _run(task: _Task) -> dict[str, Any]:
     torch.set_num_threads(1)
-    info = model_info(task.model)
+    info = prior_set_info(task.model)
     priors = load_priors(info.folder)
     truth = song_windows(
         task.data, list(priors), frame=info.frame, sample_rate=info.sample_rate, count=task.windows, every=task.every

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,12 @@ from pyrosep.evaluate import si_sdr
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.samplers import THRESHOLDS, wilson_interval
 from pyrosep.experiments.workers import mapped
-from pyrosep.guides import load_guide
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_levels, initial_values
 from pyrosep.mixing import mean_mix, unknown_gains_mix
 from pyrosep.precision import check_precision
-from pyrosep.priors import SourcePrior, load_priors
-from pyrosep.priors.continuousflow import prepared
+from pyrosep.priors import SourcePrior
+from pyrosep.zoo import load_guide, load_priors
 
 if TYPE_CHECKING:
     import pandas
@@ -180,8 +179,7 @@ def _run(task: _Task) -> dict[str, Any]:
     items = [data[index] for index in task.mixes]
     mix = torch.stack([item.mix for item in items]).repeat_interleave(task.chains, 0)
     truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
-    loaded = load_priors(task.priors, sources=list(task.waves), frame=task.frame)
-    priors = prepared(loaded, task.precision)
+    priors = load_priors(task.priors, sources=list(task.waves), frame=task.frame).with_precision(task.precision)
     options, levels = ARMS[task.arm]
     ladder = None if levels is None else noise_ladder(priors, levels)
     init = load_guide(task.guide) if task.arm.startswith("guide") else "prior"
@@ -206,7 +204,7 @@ def _run(task: _Task) -> dict[str, Any]:
     }
 
 
-def _model(arm: str, priors: dict[str, SourcePrior]) -> Callable[..., Any]:
+def _model(arm: str, priors: Mapping[str, SourcePrior]) -> Callable[..., Any]:
     if arm != "unknown gains":
         return mean_mix(priors)
     unknown = unknown_gains_mix(priors)

@@ -21,11 +21,11 @@ from pyrosep.evaluate import si_sdr
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.samplers import wilson_interval
 from pyrosep.experiments.workers import mapped
-from pyrosep.guides import EncoderGuide, load_guide
+from pyrosep.guides import EncoderGuide
 from pyrosep.infer import AnnealedSGLD, Potential
 from pyrosep.infer.initial import initial_levels, initial_values
 from pyrosep.mixing import mean_mix
-from pyrosep.priors import load_priors
+from pyrosep.zoo import load_guide, load_priors
 
 if TYPE_CHECKING:
     import pandas

@@ -22,12 +22,10 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import Estimator, Reference, Score, aggregate, score, song_references, sounding
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
-from pyrosep.guides import guide_info, load_guide
-from pyrosep.guides.models import find_guide
 from pyrosep.infer.descent import descends_from_mix
-from pyrosep.priors import load_priors, model_info
 from pyrosep.priors.frames import song_frames
-from pyrosep.separate import Settings, separate
+from pyrosep.separation import Settings, choose_method, separate
+from pyrosep.zoo import guide_info, load_priors, prior_set_info
 
 if TYPE_CHECKING:
     import pandas
@@ -105,18 +103,19 @@ def music(
     Raises:
         ConfigurationError: an unknown arm, or models of other sources.
     """
-    info = model_info(model)
+    info = prior_set_info(model)
+    loaded = load_priors(info.folder)
     if arms is None:
-        told = descends_from_mix(list(load_priors(info.folder).values()))
+        told = descends_from_mix(list(loaded.values()))
         arms = [arm for arm in ARMS if told or arm != "one-pass"]
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ConfigurationError(f"arms must be among {', '.join(ARMS)}; got {unknown}")
-    if "wiener" in arms and set(model_info(gaussian).sources) != set(info.sources):
+    if "wiener" in arms and set(prior_set_info(gaussian).sources) != set(info.sources):
         raise ConfigurationError(
             f"the models must be of the same sources; {model} has {list(info.sources)}, {gaussian} "
-            f"{list(model_info(gaussian).sources)}"
+            f"{list(prior_set_info(gaussian).sources)}"
         )
-    own = guide_info(guide) if guide is not None else find_guide(info)
+    own = guide_info(guide) if guide is not None else loaded.guide_info
     if own is None and any("guide" in arm for arm in arms):
         raise ConfigurationError(f"model {model!r} has no guide of its own; give one, or other arms than guides")
     place = None if own is None else str(own.folder)
@@ -139,7 +138,7 @@ def _run(task: _Task) -> dict[str, Any]:
     import resource
 
     torch.set_num_threads(1)
-    names = model_info(task.model).sources
+    names = prior_set_info(task.model).sources
     opened, _ = open_songs(task.data, subset="test", sources=list(names))
     references = song_references(islice(opened, task.songs), names, seconds=task.seconds)
     trust: list[dict[str, Any]] = []
@@ -160,24 +159,16 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
         nmf = Nmf.learn(drawn, components=task.components, seed=task.settings.seed)
         return lambda reference: nmf(reference.mix)
     exact = task.arm == "wiener"
-    info = model_info(task.gaussian if exact else task.model)
-    priors = load_priors(info.folder, sources=names)
-    guide = load_guide(task.guide) if "guide" in task.arm and task.guide else None
+    priors = load_priors(task.gaussian if exact else task.model, sources=names)
+    if "guide" in task.arm and task.guide:
+        priors = priors.with_guide(task.guide)
     settings = replace(task.settings, method="exact" if exact else task.arm)
-    chains, draws, _ = settings.sampling(priors)
-    if ("langevin" in task.arm and draws == 1) or task.arm == "one-pass":
-        settings = replace(settings, keep=chains)  # all draws that there are
+    method = choose_method(settings, priors)
+    if method.count is not None and method.count == method.states:  # a draw of each chain
+        settings = replace(settings, keep=method.count)
 
     def estimate(reference: Reference) -> Tensor:
-        found = separate(
-            reference.mix,
-            reference.sample_rate,
-            priors,
-            settings,
-            guide=guide,
-            model_gains=info.gains,
-            model_temperatures=info.temperatures,
-        )
+        found = separate(reference.mix, reference.sample_rate, priors, settings)
         trust.extend({"arm": task.arm, **row} for row in _trust(found.mean, found.stddev, reference))
         if settings.keep > 1:
             middle, half = draw_intervals(found.draws, 0.9)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyrosep.checkpoint import write_text
+from pyrosep.results import write_text
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,6 @@ import numpy as np
 import pyro
 import torch
 
-from pyrosep.checkpoint import write_text
 from pyrosep.data.toy import WAVES, ToyMixes
 from pyrosep.errors import ConfigurationError
 from pyrosep.evaluate import si_sdr
@@ -23,6 +22,7 @@ from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_values
 from pyrosep.mixing import mean_mix
 from pyrosep.priors import OscillatorPrior
+from pyrosep.results import write_text
 
 if TYPE_CHECKING:
     import pandas

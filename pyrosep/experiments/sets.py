@@ -15,11 +15,9 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.report import write_tables
 from pyrosep.experiments.windows import improvements, song_windows
 from pyrosep.experiments.workers import mapped
-from pyrosep.guides import load_guide
-from pyrosep.guides.models import find_guide
-from pyrosep.priors import load_priors, model_info
 from pyrosep.priors.frames import song_frames
-from pyrosep.separate import Settings, separate
+from pyrosep.separation import Settings, separate
+from pyrosep.zoo import load_priors, prior_set_info
 
 if TYPE_CHECKING:
     import pandas
@@ -82,7 +80,7 @@ def sets(
 
     if unknown := sorted(set(methods) - set(METHODS)):
         raise ConfigurationError(f"methods must be among {', '.join(METHODS)}; got {unknown}")
-    info = model_info(model)
+    info = prior_set_info(model)
     common: dict[str, Any] = {"data": data, "model": model, "windows": windows, "every": every, "seed": seed}
     tasks = [
         _Task(without=without, extra=None, method=method, **common)
@@ -108,7 +106,7 @@ def sets(
 
 def _run(task: _Task) -> dict[str, Any]:
     torch.set_num_threads(1)
-    info = model_info(task.model)
+    info = prior_set_info(task.model)
     priors = load_priors(info.folder)
     names = [name for name in priors if name != task.without]
     truth = song_windows(
@@ -116,18 +114,13 @@ def _run(task: _Task) -> dict[str, Any]:
     )
     if task.extra is not None:
         other, source, recordings = task.extra
-        priors |= load_priors(other, sources=[source], frame=info.frame)
+        priors = priors | load_priors(other, sources=[source], frame=info.frame)
         truth = torch.cat([truth, _crops(task, source, recordings, truth).unsqueeze(1)], 1)
         names.append(source)
-    chosen = priors if task.method in ("langevin, all priors", "guide") else {name: priors[name] for name in names}
-    guide = find_guide(info) if task.method == "guide" else None
-    loaded = None if guide is None else load_guide(guide.folder)
+    chosen = priors if task.method in ("langevin, all priors", "guide") else priors.only(names)
     settings = Settings(method=task.method.split(",")[0], seed=task.seed)
     places = [list(chosen).index(name) for name in names]
-    estimates = [
-        separate(window.sum(0, keepdim=True), info.sample_rate, chosen, settings, guide=loaded, model_gains=info.gains)
-        for window in truth
-    ]
+    estimates = [separate(window.sum(0, keepdim=True), info.sample_rate, chosen, settings) for window in truth]
     gained = improvements(torch.stack([one.mean[places, 0] for one in estimates]), truth)
     heard = "all" if task.without is None else f"without {task.without}"
     row = {"mix": heard if task.extra is None else f"with {task.extra[1]}", "method": task.method}
@@ -136,7 +129,7 @@ def _run(task: _Task) -> dict[str, Any]:
 
 def _crops(task: _Task, source: str, recordings: str, truth: Tensor) -> Tensor:
     """A crop of recordings of a source for each window, as loud as the windows' sources are: ``(window, time)``."""
-    info = model_info(task.model)
+    info = prior_set_info(task.model)
     songs = open_data_sets([recordings], sources=[source])
     frames = song_frames(
         songs, source, truth.shape[-1], sample_rate=info.sample_rate, held_out=len(truth), seed=task.seed

@@ -1,4 +1,4 @@
-"""Source priors: the interface, the exact families and the learned ones, and what is kept of them on disk."""
+"""Source priors: the interface, the exact families and the learned ones."""
 
 from pyrosep.priors.bandnet import BandSize
 from pyrosep.priors.base import SourcePrior
@@ -6,7 +6,6 @@ from pyrosep.priors.continuousflow import ContinuousFlow
 from pyrosep.priors.denoiser import DENOISERS, BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.priors.flowavenet import SIZES, FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior, fit_spectrum
-from pyrosep.priors.models import ModelInfo, load_priors, model_info, save_priors, shipped_models
 from pyrosep.priors.oscillator import OscillatorPrior
 
 __all__ = [
@@ -21,12 +20,7 @@ __all__ = [
     "FloWaveNetwork",
     "FlowSize",
     "GaussianPrior",
-    "ModelInfo",
     "OscillatorPrior",
     "SourcePrior",
     "fit_spectrum",
-    "load_priors",
-    "model_info",
-    "save_priors",
-    "shipped_models",
 ]

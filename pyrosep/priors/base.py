@@ -43,6 +43,8 @@ class SourcePrior(TorchDistribution):
     support = constraints.real_vector
     #: Whether :meth:`log_prob` is a density, or a number that only has a density's gradient.
     has_density: bool = True
+    #: Whether it is a stationary Gaussian process, so that posteriors given linear mixes have a closed form.
+    is_gaussian: bool = False
     #: Whether :meth:`sample` costs no more than an evaluation or two.
     quick_draws: bool = True
     #: Steps of the reverse diffusion by which :meth:`draw_clean` draws where a family has nothing better.
@@ -134,6 +136,16 @@ class SourcePrior(TorchDistribution):
             elif isinstance(value, torch.nn.Module):  # which moves in place: leave this prior's own where it is
                 setattr(new, name, copy.deepcopy(value).to(device))
         return new
+
+    def with_precision(self, precision: str, *, compiled: bool = False) -> Self:
+        """The same prior, evaluated in a precision: itself where nothing in it can be.
+
+        Arguments:
+            precision: ``"32-true"``, all as it is; ``"bf16-mixed"``, networks in half precision; or ``"auto"``: half
+                precision for networks that stay accurate in it, on devices that are quicker in it.
+            compiled: whether networks are compiled by ``torch.compile`` too.
+        """
+        return self
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         new = copy.copy(self)

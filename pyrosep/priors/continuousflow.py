@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -22,7 +21,7 @@ _EXACT, _PROBES = 256, 16
 #: Frames that the network gets at once for the trace of a density.
 _ROWS = 256
 
-__all__ = ["ContinuousFlow", "LogDensity", "prepared"]
+__all__ = ["ContinuousFlow", "LogDensity"]
 
 
 class LogDensity(NamedTuple):
@@ -189,6 +188,12 @@ class ContinuousFlow(SourcePrior):
         new.network = network
         return new
 
+    def with_precision(self, precision: str, *, compiled: bool = False) -> Self:
+        chosen = "32-true" if precision == "auto" and not self.network.safe_in_half else precision
+        half = chosen_precision(chosen, self.network.variance.device) == "bf16-mixed"
+        new = self.with_autocast() if half else self
+        return new.compiled() if compiled else new
+
     def _casting(self) -> torch.autocast:
         kind = self.network.variance.device.type
         return torch.autocast(kind, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
@@ -318,27 +323,6 @@ class ContinuousFlow(SourcePrior):
                 (image,) = torch.autograd.grad(out, many, aim, create_graph=graph)
                 forms.append((image * aim).sum(-1).reshape(part.shape[:2]))
         return flow, torch.cat(forms)
-
-
-def prepared(priors: Mapping[str, SourcePrior], precision: str, compiled: bool = False) -> dict[str, SourcePrior]:
-    """Priors whose networks are evaluated in a precision, and compiled if asked for; others stay as they are.
-
-    Arguments:
-        priors: by source.
-        precision: ``"32-true"``, all as they are; ``"bf16-mixed"``: see :meth:`ContinuousFlow.with_autocast`; or
-            ``"auto"``: half precision for networks that stay accurate in it, on devices that are quicker in it.
-        compiled: whether to compile them, see :meth:`ContinuousFlow.compiled`.
-    """
-    ready = dict(priors)
-    for name, prior in priors.items():
-        if not isinstance(prior, ContinuousFlow):
-            continue
-        network = prior.network
-        chosen = "32-true" if precision == "auto" and not network.safe_in_half else precision
-        if chosen_precision(chosen, network.variance.device) == "bf16-mixed":
-            prior = prior.with_autocast()
-        ready[name] = prior.compiled() if compiled else prior
-    return ready
 
 
 def _counted(name: str, number: int, least: int) -> int:

@@ -18,8 +18,8 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.frames import LEVELS, Frames, highest_level, noised_frames, periodogram
-from pyrosep.priors.models import load_priors, save_priors
 from pyrosep.trainer import Trainer, TrainingSettings
+from pyrosep.zoo import load_priors, save_priors
 
 __all__ = ["finetune_flowavenet", "train_flowavenet"]
 

@@ -47,6 +47,7 @@ class GaussianPrior(SourcePrior):
 
     has_rsample = True
     exact_draws = True
+    is_gaussian = True
 
     def __init__(
         self,

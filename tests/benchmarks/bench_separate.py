@@ -24,8 +24,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from pyrosep import ContinuousFlow
 from pyrosep.infer.descent import LEVELS
 from pyrosep.precision import multiplies_bfloat16
-from pyrosep.priors import load_priors, model_info
-from pyrosep.separate import Settings, separate
+from pyrosep.separation import Settings, choose_method, separate
+from pyrosep.zoo import load_priors, prior_set_info
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="time compiled networks too")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    info = model_info(args.model)
+    info = prior_set_info(args.model)
     priors = load_priors(args.model)
     flows = [prior for prior in priors.values() if isinstance(prior, ContinuousFlow)]
     settings = Settings(overlap=0.0)
@@ -80,7 +80,7 @@ def main() -> None:
     for name, own in arms.items():
         taken = seconds(lambda own=own: separate(audio, info.sample_rate, priors, own), args.repeats)  # type: ignore[misc]
         print(f"{name:>24}: {taken / length:.3f} s for a second")
-    chains = settings.sampling(priors)[0]
+    chains = choose_method(replace(settings, method="langevin"), priors).states
     frames = 0.1 * torch.randn(chains * LEVELS * args.windows, info.frame)
     for name, own in (("passes", flows), ("passes, bf16", [flow.with_autocast() for flow in flows])):
         print(f"{name:>24}: {seconds(lambda own=own: passes(own, frames), args.repeats) / length:.3f} s for a second")  # type: ignore[misc]

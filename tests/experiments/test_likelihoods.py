@@ -16,7 +16,8 @@ from pyrosep.data import ToySource
 from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.experiments import HeldOut, constant_inputs, cross_likelihood, noised_likelihood
 from pyrosep.experiments.samplers import wilson_interval
-from pyrosep.priors import SIZES, FloWaveNet, FloWaveNetwork, GaussianPrior, OscillatorPrior, save_priors
+from pyrosep.priors import SIZES, FloWaveNet, FloWaveNetwork, GaussianPrior, OscillatorPrior
+from pyrosep.zoo import save_priors
 
 TIME, FRAMES, LEVELS = 64, 10, (0.01, 0.36)
 WAVES = ("sine", "saw")
@@ -335,7 +336,7 @@ def test_commands_with_bad_options(tmp_path):
         (["--priors", "toy-flowavenet"], "a multiple of this flow's stride, 512 samples; got 64"),
         (["--priors", "toy", "--levels", "0.1;1"], "--levels takes numbers by commas; got '0.1;1'"),
         (["--priors", "toy", "--levels", "0.001"], "at least 0.01"),
-        (["--priors", "nothing"], "no model 'nothing'"),
+        (["--priors", "nothing"], "no prior set 'nothing'"),
         (["--priors", "song-gaussian"], "toy data has the sources"),
     ):
         result = CliRunner().invoke(app, [*common, *arguments])

@@ -6,9 +6,9 @@ import torch
 from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, audio, save_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.music import music
-from pyrosep.guides import save_guide
 from pyrosep.priors import BandDenoiser, BandSize
-from pyrosep.separate import Settings
+from pyrosep.separation import Settings
+from pyrosep.zoo import save_guide
 
 RATE, FRAME = 8000, 4096
 SPECTRA = {"low": [4.0, 0.01, 0.01], "high": [0.01, 0.01, 4.0]}

@@ -7,12 +7,12 @@ from pyro import poutine
 
 from pyrosep import EncoderGuide, GaussianPrior, fit_guide
 from pyrosep.errors import ConfigurationError
-from pyrosep.guides import load_guide, save_guide
 from pyrosep.guides.bands import MaskingNet
 from pyrosep.guides.training import _Run
 from pyrosep.mixing import linear_mix
 from pyrosep.priors import BandSize
 from pyrosep.trainer import TrainingSettings
+from pyrosep.zoo import load_guide, save_guide
 
 TINY = BandSize(window=16, bands=3, width=4, neck=4, layers=2)
 NAMES = ("a", "b", "c")

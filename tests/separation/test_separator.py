@@ -14,8 +14,10 @@ from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.guides import UNetSize
 from pyrosep.priors import BandDenoiser, BandSize, Denoiser, DenoiserSize
-from pyrosep.separate import Separator, Settings, separate
+from pyrosep.separation import LocalSearch, Separator, Settings, SharedDescent, choose_method, separate
+from pyrosep.separation.methods import _mode_weights
 from pyrosep.windows import windows_of
+from pyrosep.zoo import PriorSet
 
 RATE = 16_000
 FRAME = 512
@@ -106,7 +108,8 @@ def test_windows_last_as_long_as_the_priors_frame():
 @pytest.mark.parametrize("rate", [RATE, 44_100, 8_000, 22_050])
 def test_frames_hold_a_window_and_no_more(rate):
     separator = Separator(gaussians(), rate)
-    assert separator._at_model_rate(noise(2, separator.window)).shape == (2, separator.frame)
+    hearing = separator.listen([noise(2, separator.window)])
+    assert separator.stream([], hearing)._at_model_rate(noise(2, separator.window)).shape == (2, separator.frame)
     assert all(prior.time == separator.frame for prior in separator.priors.values())
 
 
@@ -210,7 +213,7 @@ def test_summaries_are_in_the_order_of_windows_and_channels(monkeypatch):
     settings = Settings(chains=3, draws=10, warmup=20, overlap=0.0)
     expected = 10 * torch.log10(mix.reshape(2, 4, FRAME).square().mean(-1)).mT.numpy()
     for size in (1, 1 << 19):
-        monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": size})
+        monkeypatch.setattr("pyrosep.separation.separator._BATCH_VALUES", {"cpu": size})
         energy = separate(mix, RATE, priors, settings).summaries["energy_db"][..., 0].mean((0, 1))
         # Noise of -60 dB, some 14 dB nearer in the quietest window, adds 0.05 dB at most.
         assert np.abs(energy - expected).max() < 0.1
@@ -229,7 +232,7 @@ def test_seeds():
 
 
 def test_windows_of_different_batches_have_different_noise(monkeypatch):
-    monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": 1})
+    monkeypatch.setattr("pyrosep.separation.separator._BATCH_VALUES", {"cpu": 1})
     one = noise(1, FRAME)
     found = separate(
         torch.cat([one, one], -1), RATE, gaussians(), Settings(chains=1, draws=5, warmup=5, overlap=0.0, noise_db=-20)
@@ -396,7 +399,7 @@ def test_silent_parts_are_no_matter():
 
 def test_priors_of_several_rates_or_none():
     mixed = gaussians() | {"other": GaussianPrior(torch.ones(3), FRAME, sample_rate=8_000)}
-    with pytest.raises(ConfigurationError, match="differ in sample rate"):
+    with pytest.raises(ConfigurationError, match="one sample rate; got 16000, 8000"):
         separate(noise(1, FRAME), RATE, mixed)
     with pytest.raises(ConfigurationError, match="at least one prior"):
         separate(noise(1, FRAME), RATE, {})
@@ -408,10 +411,17 @@ def test_a_segment_of_less_than_two_samples(rate):
         Separator(gaussians(), rate, Settings(segment=1.0 / RATE))
 
 
-def test_first_listen():
-    separator = Separator(gaussians(), RATE, EXACT)
-    with pytest.raises(ConfigurationError, match="listen to the track"):
-        next(separator.stream([noise(1, FRAME)]))
+def test_a_separator_keeps_nothing_of_a_track():
+    """Used twice, it reports each track by itself, and gives the same for the same."""
+    separator, found = Separator(gaussians(), RATE, CHAINS), []
+    for mix in (noise(2, 3 * FRAME), noise(1, FRAME), noise(2, 3 * FRAME)):
+        hearing = separator.listen(windows_of(mix, separator.window, separator.window))
+        stream = separator.stream(windows_of(mix, separator.window, separator.hop), hearing)
+        found.append((torch.cat(list(stream), -1), stream.summaries()))
+    (first, summaries), (_, short), (again, _) = found
+    assert torch.equal(first, again)
+    assert short["lp"].shape[2:] == (1, 1)
+    assert summaries["lp"].shape[2:] == (4, 2)
 
 
 # Long tracks
@@ -420,7 +430,8 @@ def test_first_listen():
 @pytest.mark.parametrize("settings", [EXACT, Settings(chains=1, draws=2, warmup=0)], ids=["exact", "langevin"])
 def test_memory_does_not_grow_with_the_track(settings, monkeypatch):
     """Windows are asked for a batch at a time, and let go: never more than two batches are alive."""
-    monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": 2 * 3 * FRAME})  # two windows of one chain
+    # Two windows of one chain.
+    monkeypatch.setattr("pyrosep.separation.separator._BATCH_VALUES", {"cpu": 2 * 3 * FRAME})
     batch = max(1, 2 // (settings.chains or 4))
     alive, most, asked = weakref.WeakSet(), 0, 0
     separator = Separator(gaussians(), RATE, settings)
@@ -435,10 +446,11 @@ def test_memory_does_not_grow_with_the_track(settings, monkeypatch):
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*did not move")
-        assert separator.listen(windows()) == 40 * FRAME
+        hearing = separator.listen(windows())
+        assert hearing.samples == 40 * FRAME
         assert most <= 2
         most = asked = 0
-        for done, _block in enumerate(separator.stream(windows()), 1):
+        for done, _block in enumerate(separator.stream(windows(), hearing), 1):
             assert asked <= done + 2 * batch, "windows are read as they are needed"
     assert done >= 40
     assert most <= 2 * batch + 1
@@ -477,13 +489,12 @@ def test_priors_with_many_modes_are_searched():
 
 
 def test_a_chain_astray_has_no_say_in_the_mean():
-    separator = Separator(toy(), 14_700, Settings(gains="mean"))
     shape = (3, 5, 1, 1)  # chain, draw, window, channel
     levels = np.zeros((*shape, 2)) + 0.1 * np.random.default_rng(0).standard_normal((*shape, 2))
     levels[2] += 50.0
     part = {"lp": np.zeros(shape), "energy_db": levels, "band_db": levels, "projection": levels}
     part["lp"][2] -= 200.0
-    assert separator._weights(part).flatten().tolist() == pytest.approx([0.5, 0.5, 0.0])
+    assert _mode_weights(part).flatten().tolist() == pytest.approx([0.5, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("coupling", ["sweeps", "noisy", "denoised", "constraint"])
@@ -499,9 +510,13 @@ def test_a_search_leaves_gaussian_posteriors_as_they_are(coupling):
 
 
 def test_gaussian_priors_are_not_searched_unless_asked():
-    assert not Separator(gaussians(), RATE, Settings()).searches
-    assert Separator(gaussians(), RATE, Settings(ladder=5)).searches
-    assert Separator(toy(), 14_700, Settings()).searches
+    def ladder(priors, settings):
+        return choose_method(settings, PriorSet.of(priors)).ladder
+
+    assert ladder(gaussians(), Settings()) is None
+    assert ladder(gaussians(), Settings(ladder=5)) == 5
+    assert ladder(gaussians(), Settings(coupling="sweeps")) == 20
+    assert ladder(toy(), Settings()) == 20
 
 
 # Guides
@@ -539,7 +554,7 @@ def test_a_guide_that_is_exact_separates_exactly(gains, rate):
     """Trained with gains (1, 1), or (1, 2) for the last: the same ratio is all that is needed."""
     guide = WhiteGuide(LEVELS, (gains[0], gains[1]) if gains[0] == gains[1] == 1 else (0.5, 0.5 * gains[1] / gains[0]))
     mix = noise(2, 3 * FRAME + 7)
-    found = separate(mix, rate, white_priors(), Settings(method="guide", gains=gains, keep=3), guide=guide)
+    found = separate(mix, rate, PriorSet(white_priors(), guide=guide), Settings(method="guide", gains=gains, keep=3))
     expected = separate(mix, rate, white_priors(), Settings(method="exact", gains=gains))
     assert db(found.mean - expected.mean, expected.mean) < -50
     assert found.stddev.mean((1, 2)).allclose(expected.stddev.mean((1, 2)), rtol=0.02)
@@ -552,13 +567,14 @@ def test_a_guide_that_is_exact_separates_exactly(gains, rate):
 def test_draws_of_a_guide_have_its_mean_and_deviation():
     guide = WhiteGuide(LEVELS, (1.0, 1.0))
     settings = Settings(method="guide", gains=(1.0, 1.0), keep=400)
-    found = separate(noise(1, FRAME), RATE, white_priors(), settings, guide=guide)
+    found = separate(noise(1, FRAME), RATE, PriorSet(white_priors(), guide=guide), settings)
     assert (found.draws.mean(0) - found.mean).std() < 3 * found.stddev.mean() / 20
     assert found.draws.std(0).mean() == pytest.approx(found.stddev.mean().item(), rel=0.02)
-    again = separate(noise(1, FRAME), RATE, white_priors(), settings, guide=guide)
+    again = separate(noise(1, FRAME), RATE, PriorSet(white_priors(), guide=guide), settings)
     assert torch.equal(found.draws, again.draws)
     assert not torch.equal(
-        found.draws, separate(noise(1, FRAME), RATE, white_priors(), replace(settings, seed=1), guide=guide).draws
+        found.draws,
+        separate(noise(1, FRAME), RATE, PriorSet(white_priors(), guide=guide), replace(settings, seed=1)).draws,
     )
 
 
@@ -605,11 +621,11 @@ def test_a_guide_that_is_there_starts_the_chains(monkeypatch):
     forward = WhiteGuide.forward
     monkeypatch.setattr(WhiteGuide, "forward", lambda self, mix: starts.append(mix.shape) or forward(self, mix))
     mix, settings = noise(1, FRAME), replace(CHAINS, draws=200, gains=(1.0, 1.0))
-    found = separate(mix, RATE, white_priors(), settings, guide=guide)
+    found = separate(mix, RATE, PriorSet(white_priors(), guide=guide), settings)
     assert starts == [(2, FRAME)]
     expected = separate(mix, RATE, white_priors(), replace(EXACT, gains=(1.0, 1.0)))
     assert db(found.mean - expected.mean, expected.mean) < -15
-    separate(mix, RATE, white_priors(), replace(settings, method="langevin"), guide=guide)
+    separate(mix, RATE, PriorSet(white_priors(), guide=guide), replace(settings, method="langevin"))
     assert len(starts) == 1
 
 
@@ -617,9 +633,9 @@ def test_deviations_of_chains_that_stay_near_a_guide_hold_its_own(white_flows):
     """The spread of the chains, and what the guide says that none of them can find out."""
     guide, mix, priors = WhiteGuide(LEVELS, (1.0, 1.0)), noise(1, FRAME), white_flows
     settings = Settings(gains=(1.0, 1.0), chains=4, keep=4, overlap=0.0)
-    assert settings.chosen_method(guided=True) == "guide+langevin"
-    found = separate(mix, RATE, priors, settings, guide=guide)
-    own = separate(mix, RATE, priors, replace(settings, method="guide"), guide=guide)
+    assert choose_method(settings, PriorSet(priors, guide=guide)) == LocalSearch(chains=4, guided=True)
+    found = separate(mix, RATE, PriorSet(priors, guide=guide), settings)
+    own = separate(mix, RATE, PriorSet(priors, guide=guide), replace(settings, method="guide"))
     # All four chains are kept; draws are given what they leave of the mix, the noise, 60 dB below it.
     close = {"rtol": 1e-3, "atol": 5 * 1e-3 * mix.std().item()}
     spread = found.draws.std(0)  # unbiased, as it has to be for four draws
@@ -647,10 +663,10 @@ def told_flows():
 
 def test_filters_that_know_interference_go_down_together(told_flows, white_flows):
     """By default; one draw of each of eight chains, and each sums to the mix."""
-    assert Settings().chosen_coupling(told_flows) == "shared"
-    assert Settings().chosen_coupling(white_flows) == "local"
-    assert Settings().sampling(told_flows) == (8, 1, 0)
-    assert Settings(chains=2, draws=3, warmup=1).sampling(told_flows) == (2, 3, 1)
+    told = PriorSet.of(told_flows)
+    assert choose_method(Settings(), told) == SharedDescent(chains=8, draws=1, warmup=0, ladder=4)
+    assert choose_method(Settings(chains=2, draws=3, warmup=1), told) == SharedDescent(2, 3, 1)
+    assert choose_method(Settings(), PriorSet.of(white_flows)) == LocalSearch(chains=4, draws=1, warmup=0, ladder=12)
     mix = noise(1, 2 * FRAME)
     found = separate(mix, RATE, told_flows, Settings(gains=(1.0, 1.0), keep=8, overlap=0.0))
     torch.testing.assert_close(found.mean.sum(0), mix, atol=1e-5, rtol=0)
@@ -666,7 +682,7 @@ def test_they_start_near_a_guides_mean_and_spread_by_themselves(told_flows, monk
     forward = WhiteGuide.forward
     monkeypatch.setattr(WhiteGuide, "forward", lambda self, mix: drawn.append(mix) or forward(self, mix))
     settings = Settings(gains=(1.0, 1.0), keep=8, overlap=0.0)
-    found = separate(noise(1, FRAME), RATE, told_flows, settings, guide=guide)
+    found = separate(noise(1, FRAME), RATE, PriorSet(told_flows, guide=guide), settings)
     assert not drawn
     torch.testing.assert_close(found.stddev, found.draws.std(0), atol=1e-3, rtol=0.02)
 
@@ -712,14 +728,16 @@ def test_a_models_temperature_is_of_the_method_and_search_that_it_was_fitted_to(
     def temperature(priors, **changes):
         own = {"langevin": 1.5, "guide+langevin": 2.0}
         guide = WhiteGuide(LEVELS, (1.0, 1.0)) if "guide" in changes.get("method", "") else None
-        return Separator(priors, RATE, Settings(**changes), guide=guide, model_temperatures=own).temperature
+        method = choose_method(Settings(**changes), PriorSet(priors, guide=guide, temperatures=own))
+        return getattr(method, "temperature", None)
 
     assert temperature(told_flows) == 1.5
     assert temperature(told_flows, method="guide+langevin") == 2.0
     assert temperature(told_flows, temperature=1.25) == 1.25
-    assert temperature(told_flows, coupling="local") == 1.0
-    assert temperature(white_flows) == 1.0
-    assert Separator(told_flows, RATE).temperature == 1.0
+    assert temperature(told_flows, method="one-pass") == 1.0
+    assert temperature(told_flows, coupling="local") is None
+    assert temperature(white_flows) is None
+    assert choose_method(Settings(), PriorSet.of(told_flows)).temperature == 1.0
     with pytest.raises(ConfigurationError, match="temperature must be a positive number; got 0"):
         Settings(temperature=0.0)
 
@@ -734,4 +752,4 @@ def test_a_models_temperature_is_of_the_method_and_search_that_it_was_fitted_to(
 )
 def test_guides_that_can_not_separate(guide, match):
     with pytest.raises(ConfigurationError, match=match):
-        Separator(white_priors(), RATE, Settings(method="guide"), guide=guide)
+        Separator(PriorSet(white_priors(), guide=guide), RATE, Settings(method="guide"))

@@ -7,20 +7,19 @@ from pyrosep import load_guide, load_priors
 from pyrosep.data import ToyMixes
 from pyrosep.diagnostics import interval_coverage
 from pyrosep.evaluate import si_sdr
-from pyrosep.guides import find_guide, shipped_guides
-from pyrosep.priors import model_info
+from pyrosep.zoo import guides
 
 #: Bytes on disk, all files together.
 MOST = 16_000_000
 
 
-@pytest.mark.parametrize("info", shipped_guides(), ids=lambda info: info.name)
+@pytest.mark.parametrize("info", guides(), ids=lambda info: info.name)
 def test_they_are_small_have_cards_and_a_model(info):
     assert sum(path.stat().st_size for path in info.folder.rglob("*") if path.is_file()) < MOST
     card = (info.folder / "README.md").read_text(encoding="utf-8")
     assert all(source in card for source in info.sources)
     assert info.summary
-    assert find_guide(model_info(info.model)) == info
+    assert load_priors(info.model).guide_info == info
     assert tuple(load_priors(info.model)) == info.sources
 
 

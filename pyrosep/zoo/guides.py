@@ -1,4 +1,4 @@
-"""Guides on disk: those that ship and those in folders of one's own."""
+"""Guides on disk: loaded, looked at, and written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pyrosep.checkpoint import digest, load_weights, save_weights, stored_weights
-from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError, UnknownModelError
+from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.guides.encoder import EncoderGuide
 from pyrosep.naming import check_source_names
-from pyrosep.priors import ModelInfo
+from pyrosep.zoo.registry import GUIDES, is_known, names, place_of
+from pyrosep.zoo.weights import CONFIG, digest, load_config, load_weights, save_weights, stored_weights
 
-__all__ = ["GuideInfo", "check_guide_folder", "find_guide", "guide_info", "load_guide", "save_guide", "shipped_guides"]
+__all__ = ["GuideInfo", "check_guide_folder", "find_guide", "guide_info", "guides", "load_guide", "save_guide"]
 
-SHIPPED = Path(__file__).parent.parent / "weights" / "guides"
 KIND = "encoder-guide"
 
 
@@ -48,32 +46,37 @@ class GuideInfo:
         return digest(self.folder)
 
 
-def shipped_guides() -> list[GuideInfo]:
-    """The guides that come with the package, by name."""
-    return [guide_info(path.parent) for path in sorted(SHIPPED.glob("*/config.json"))]
+def guides() -> list[GuideInfo]:
+    """The guides that are here by name: see :func:`~pyrosep.zoo.registry.names`."""
+    return [guide_info(name) for name in names(GUIDES)]
 
 
 def guide_info(guide: str | os.PathLike[str]) -> GuideInfo:
-    """What a guide is, by the name of one that ships, or its folder.
+    """What a guide is, by its name, folder or address (:func:`~pyrosep.zoo.registry.place_of`); no tensor is read.
 
     Raises:
-        UnknownModelError: there is neither.
+        UnknownModelError: there is none.
         CheckpointError: the folder's files are not a guide's.
     """
-    return _open(guide)[0]
+    folder = place_of(guide, GUIDES)
+    return _info(folder, load_config(folder))
 
 
-def find_guide(model: ModelInfo) -> GuideInfo | None:
-    """The guide of a model, in its folder's ``guide`` or, for a model that ships, among those that ship; or ``None``.
+def find_guide(folder: Path, name: str) -> GuideInfo | None:
+    """The guide of a prior set; ``None`` where there is none.
+
+    It is the one in the set's folder ``guide`` or, for a set that is here by its name, one that is here by name too and
+    says that it was trained for it; of several the first by name.
 
     Arguments:
-        model: see :func:`~pyrosep.priors.model_info`.
+        folder: of the prior set.
+        name: of the prior set.
     """
-    if (model.folder / "guide" / "config.json").is_file():
-        return guide_info(model.folder / "guide")
-    if model.folder.resolve().parent != SHIPPED.parent.resolve():
+    if (folder / "guide" / CONFIG).is_file():
+        return guide_info(folder / "guide")
+    if not is_known(folder):
         return None
-    return next((info for info in shipped_guides() if info.model == model.name), None)
+    return next((info for info in guides() if info.model == name), None)
 
 
 def check_guide_folder(folder: str | os.PathLike[str]) -> None:
@@ -84,7 +87,7 @@ def check_guide_folder(folder: str | os.PathLike[str]) -> None:
     """
     if Path(folder).exists() and not Path(folder).is_dir():
         raise ConfigurationError(f"{folder} is a file; write the guide to a folder")
-    if (Path(folder) / "config.json").is_file() and load_weights(folder)[0].get("kind") != KIND:
+    if (Path(folder) / CONFIG).is_file() and load_config(folder).get("kind") != KIND:
         raise ConfigurationError(f"{folder} holds a model that is no guide; write the guide to another folder")
 
 
@@ -123,8 +126,8 @@ def save_guide(
     save_weights(folder, {"kind": KIND, **told, **guide.config, "provenance": dict(provenance or {})}, tensors)
 
 
-def load_guide(folder_or_name: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> EncoderGuide:
-    """A guide that :func:`save_guide` wrote, or one that ships, in eval mode.
+def load_guide(guide: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> EncoderGuide:
+    """A guide by its name, folder or address (:func:`~pyrosep.zoo.registry.place_of`), in eval mode.
 
     It is in single precision, or in double where the file is; weights stored in half become single.
 
@@ -140,38 +143,30 @@ def load_guide(folder_or_name: str | os.PathLike[str], *, device: torch.device |
         ...     load_guide(folder).names
         ('bass', 'drums')
     """
-    info, config, tensors = _open(folder_or_name)
+    folder = place_of(guide, GUIDES)
+    config, tensors = load_weights(folder)
+    info = _info(folder, config)
     try:
-        guide = EncoderGuide.from_config(config)
+        loaded = EncoderGuide.from_config(config)
         double = any(value.dtype == torch.float64 for value in tensors.values())
-        guide.to(torch.float64 if double else torch.float32)
-        guide.load_state_dict(tensors)
+        loaded.to(torch.float64 if double else torch.float32)
+        loaded.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # load_state_dict lists every tensor on a line
         first = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{info.folder} holds no whole guide ({first}); save it again") from error
-    return guide.to(device).eval()
+    return loaded.to(device).eval()
 
 
-def _open(guide: str | os.PathLike[str]) -> tuple[GuideInfo, dict[str, Any], dict[str, Tensor]]:
-    folder = Path(guide)
-    if not (folder / "config.json").is_file() and (SHIPPED / str(guide) / "config.json").is_file():
-        folder = SHIPPED / str(guide)
-    try:
-        config, tensors = load_weights(folder)
-    except MissingFileError:
-        shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))) or "none"
-        raise UnknownModelError(
-            f"no guide {str(guide)!r}: expected a folder that save_guide wrote, or one that ships ({shipped})"
-        ) from None
+def _info(folder: Path, config: dict[str, Any]) -> GuideInfo:
     if config.get("kind") != KIND:
-        raise CheckpointError(f"{folder / 'config.json'} is not a guide's; priors are loaded by load_priors")
+        raise CheckpointError(f"{folder / CONFIG} is not a guide's; priors are loaded by load_priors")
     if not isinstance(config.get("sources"), list):
-        raise CheckpointError(f"{folder / 'config.json'} lacks the guide's sources; save it again")
+        raise CheckpointError(f"{folder / CONFIG} lacks the guide's sources; save it again")
     try:
         check_source_names(config["sources"])
     except ConfigurationError as error:
-        raise CheckpointError(f"{folder / 'config.json'} can't be used: {error}") from None
-    info = GuideInfo(
+        raise CheckpointError(f"{folder / CONFIG} can't be used: {error}") from None
+    return GuideInfo(
         folder.resolve().name,
         folder,
         tuple(config["sources"]),
@@ -179,4 +174,3 @@ def _open(guide: str | os.PathLike[str]) -> tuple[GuideInfo, dict[str, Any], dic
         config.get("frame"),
         config.get("summary", ""),
     )
-    return info, config, tensors

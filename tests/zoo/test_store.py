@@ -7,7 +7,8 @@ import torch
 
 from pyrosep import GaussianPrior, OscillatorPrior, load_priors, save_priors
 from pyrosep.errors import CheckpointError, ConfigurationError, PyrosepError, UnknownModelError
-from pyrosep.priors import SourcePrior, model_info, shipped_models
+from pyrosep.priors import SourcePrior
+from pyrosep.zoo import prior_set_info, prior_sets
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_two_sources_with_one_prior(tmp_path):
 
 def test_info(gaussian, tmp_path):
     save_priors(tmp_path / "band", gaussian, summary="two sources")
-    info = model_info(tmp_path / "band")
+    info = prior_set_info(tmp_path / "band")
     assert (info.name, info.family, info.sources) == ("band", "gaussian", ("bass", "drums"))
     assert (info.sample_rate, info.frame, info.summary) == (16_000, 64, "two sources")
 
@@ -86,7 +87,7 @@ def test_a_source_is_added_to_a_folder(gaussian, tmp_path):
     assert list(loaded) == ["bass", "drums", "piano"]
     assert torch.equal(loaded["bass"].grid, gaussian["bass"].grid)
     assert torch.equal(loaded["piano"].grid, new.grid)
-    assert model_info(tmp_path).summary == "first"
+    assert prior_set_info(tmp_path).summary == "first"
 
 
 def test_a_source_is_replaced(gaussian, tmp_path):
@@ -110,7 +111,7 @@ def test_priors_that_no_model_can_hold(gaussian, oscillators, tmp_path):
     class Other(GaussianPrior):
         pass
 
-    with pytest.raises(ConfigurationError, match="must share family, frame and sample rate"):
+    with pytest.raises(ConfigurationError, match="share family, frame and sample rate"):
         save_priors(tmp_path, gaussian | oscillators)
     with pytest.raises(ConfigurationError, match="don't know how to save a Other"):
         save_priors(tmp_path, {"other": Other(torch.ones(3), 8)})
@@ -139,7 +140,7 @@ def test_frame_must_be_positive(frame):
 
 
 def test_every_shipped_model_loads():
-    models = shipped_models()
+    models = prior_sets()
     assert "toy" in [info.name for info in models]
     for info in models:
         priors = load_priors(info.name, frame=512)
@@ -153,7 +154,7 @@ def test_every_shipped_model_loads():
 
 def test_unknown_model(tmp_path):
     for name in ("no-such-model", tmp_path, tmp_path / "missing"):
-        with pytest.raises(UnknownModelError, match=r"expected one that ships .*toy.* or a folder"):
+        with pytest.raises(UnknownModelError, match=r"expected one that is here .*toy.*, a folder that"):
             load_priors(name)
 
 
@@ -174,7 +175,7 @@ def test_names_that_reach_out_of_the_folder_are_refused_where_a_model_is_opened(
     config = json.loads((tmp_path / "config.json").read_text())
     config["priors"][name] = config["priors"].pop("high")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for call in (load_priors, model_info):
+    for call in (load_priors, prior_set_info):
         with pytest.raises(CheckpointError, match=r"config\.json can't be used: .*rename|Rename"):
             call(tmp_path)
 

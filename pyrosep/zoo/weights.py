@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError
 
-__all__ = ["digest", "load_weights", "save_weights", "stored_weights", "write_text"]
+__all__ = ["digest", "load_config", "load_weights", "save_weights", "stored_weights"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
@@ -71,6 +71,25 @@ def stored_weights(network: nn.Module, dtype: torch.dtype | None = None) -> dict
     return tensors
 
 
+def load_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of a folder that :func:`save_weights` wrote; its tensors are not read.
+
+    Raises:
+        MissingFileError: no such folder, or no ``config.json`` in it.
+        CheckpointError: ``config.json`` is damaged.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise MissingFileError(f"expected a folder with {CONFIG}; there is none at {Path(folder)}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); write it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"expected an object in {path}; got {type(config).__name__}")
+    return config
+
+
 def load_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a folder that :func:`save_weights` wrote.
 
@@ -81,37 +100,16 @@ def load_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    source = Path(folder)
-    if not (source / CONFIG).is_file():
-        raise MissingFileError(f"expected a folder with {CONFIG}; there is none at {source}")
-    try:
-        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{source / CONFIG} is not valid JSON ({error}); write it again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"expected an object in {source / CONFIG}; got {type(config).__name__}")
-    if not (source / TENSORS).is_file():
+    config, path = load_config(folder), Path(folder) / TENSORS
+    if not path.is_file():
         return config, {}
     try:
-        return config, load_file(source / TENSORS)
+        return config, load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{source / TENSORS} is damaged ({error}); copy or train it again") from error
+        raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from error
 
 
 def digest(folder: str | os.PathLike[str]) -> str:
     """SHA-256 of the files that :func:`save_weights` wrote, by which weights trained again are known."""
     parts = [Path(folder) / name for name in (CONFIG, TENSORS)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts if path.is_file())).hexdigest()
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file whole or not at all: beside its place, then renamed.
-
-    It is UTF-8. A file's name may hold bytes that are not, and then comes with lone surrogates, for which there are no
-    bytes in UTF-8: they are written as escapes, by which JSON gives back the same name.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.part")
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-    beside.replace(target)

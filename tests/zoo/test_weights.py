@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyrosep.checkpoint import load_weights, save_weights, write_text
 from pyrosep.errors import CheckpointError, MissingFileError
+from pyrosep.results import write_text
+from pyrosep.zoo.weights import load_weights, save_weights
 
 
 def test_round_trip(tmp_path):

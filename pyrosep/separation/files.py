@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,7 @@ from pyrosep import audio
 from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
 from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
-from pyrosep.guides import GuideInfo, load_guide
 from pyrosep.naming import check_source_names, track_folders
-from pyrosep.priors import ModelInfo, SourcePrior
 from pyrosep.results import (
     check_replaceable,
     damaged_files,
@@ -30,7 +28,10 @@ from pyrosep.results import (
     unfinished,
     write_record,
 )
-from pyrosep.separate import Separator, Settings
+from pyrosep.separation.methods import choose_method
+from pyrosep.separation.separator import Hearing, Separator, Stream
+from pyrosep.separation.settings import Settings
+from pyrosep.zoo import PriorSet
 
 if TYPE_CHECKING:
     import arviz
@@ -79,11 +80,9 @@ def _is_track(path: Path, root: Path) -> bool:
 def separate_track(
     path: Path,
     folder: Path,
-    priors: Mapping[str, SourcePrior],
+    priors: PriorSet,
     settings: Settings,
     *,
-    model: ModelInfo,
-    guide: GuideInfo | None = None,
     write: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -99,11 +98,8 @@ def separate_track(
     Arguments:
         path: of the file.
         folder: of this track.
-        priors: by source.
+        priors: a prior set; ``run.json`` records what it is on disk, and its guide where that is used.
         settings: see :class:`~pyrosep.Settings`.
-        model: what the priors are; recorded in ``run.json``, and its gains and temperatures are taken where the
-            settings have none.
-        guide: of the same sources, for the methods that use one; recorded too.
         write: the sources to write; all by default. The others explain the mix all the same.
         overwrite: do it again although it is there. Only a folder that an earlier run wrote is ever replaced.
         progress: called with the samples done, and all.
@@ -121,37 +117,30 @@ def separate_track(
     check_source_names(priors)
     check_source_names(written)
     if unknown := [name for name in written if name not in priors]:
-        raise ConfigurationError(f"model {model.name!r} has the sources {list(priors)}; asked for {unknown}")
-    method = settings.chosen_method(guide is not None)
+        raise ConfigurationError(f"{priors.name!r} has the sources {list(priors)}; asked for {unknown}")
+    method = choose_method(settings, priors)
     identity = {
-        "model": model.name,
-        "model_digest": model.digest(),
+        "model": priors.name,
+        "model_digest": priors.digest,
         "sources": written,
         "input": str(path),
-        "settings": asdict(settings) | {"method": method},
+        "settings": asdict(settings),
+        "method": method.numbers(),
     }
-    if guide is not None and "guide" in method:
-        identity |= {"guide": guide.name, "guide_digest": guide.digest()}
+    if priors.guide_info is not None and "guide" in method.name:
+        identity |= {"guide": priors.guide_info.name, "guide_digest": priors.guide_info.digest()}
     sweep(folder.parent)
     if (finished := _finished(folder, identity, overwrite)) is not None:
         return finished
     started = time.perf_counter()
     about = audio.info(path)
-    device = next(iter(priors.values())).sigma.device
-    loaded = load_guide(guide.folder, device=device) if guide is not None and "guide" in method else None
-    separator = Separator(
-        priors,
-        about.sample_rate,
-        settings,
-        guide=loaded,
-        model_gains=model.gains,
-        model_temperatures=model.temperatures,
-    )
-    total = separator.listen(audio.blocks(path, separator.window))
+    separator = Separator(priors, about.sample_rate, settings)
+    hearing = separator.listen(audio.blocks(path, separator.window))
     with unfinished(folder) as new:
-        _write_stems(new, path, separator, written, about, total, progress)
-        report = identity | _report(separator, about, total, time.perf_counter() - started)
-        if summaries := separator.summaries():
+        stream = separator.stream(audio.blocks(path, separator.window, hop=separator.hop), hearing)
+        _write_stems(new, stream, separator, written, about, hearing, progress)
+        report = identity | _report(separator, about, hearing, time.perf_counter() - started)
+        if summaries := stream.summaries():
             idata = _inference_data(separator, summaries)
             report["diagnostics"] = _diagnose(idata)
             write_netcdf(idata, new / "posterior.nc")
@@ -179,11 +168,11 @@ def _finished(folder: Path, identity: dict[str, Any], overwrite: bool) -> dict[s
 
 def _write_stems(
     folder: Path,
-    path: Path,
+    stream: Stream,
     separator: Separator,
     written: Sequence[str],
     about: audio.AudioInfo,
-    total: int,
+    hearing: Hearing,
     progress: Callable[[int, int], Any],
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -196,27 +185,28 @@ def _write_stems(
         ]
         rows = [separator.names.index(name) for name in written]
         done = 0
-        for block in separator.stream(audio.blocks(path, separator.window, hop=separator.hop)):
+        for block in stream:
             for row, values in zip(writers, block, strict=True):
                 for writer, samples in zip(row, values[rows], strict=True):
                     writer.write(samples)
             done += block.shape[-1]
-            progress(done, total)
+            progress(done, hearing.samples)
 
 
-def _report(separator: Separator, about: audio.AudioInfo, total: int, seconds: float) -> dict[str, Any]:
+def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seconds: float) -> dict[str, Any]:
     from pyrosep import __version__
 
-    duration = total / about.sample_rate
+    duration = hearing.samples / about.sample_rate
     return {
         "pyrosep": __version__,
         "torch": torch.__version__,
-        "device": str(separator.device),
+        "device": str(separator.priors.device),
         "sample_rate": about.sample_rate,
         "channels": about.channels,
         "seconds": round(duration, 3),
-        "temperature": separator.temperature,
-        "gains": dict(zip(separator.names, [round(gain, 6) for gain in separator.gains.tolist()], strict=True)),
+        "window_seconds": separator.window / separator.sample_rate,
+        "gains": dict(zip(separator.names, [round(gain, 6) for gain in hearing.gains.tolist()], strict=True)),
+        "noise": hearing.noise,
         "wall_seconds": round(seconds, 2),
         "real_time_factor": round(seconds / duration, 2),
     }

@@ -16,9 +16,9 @@ import torch
 from pyrosep import GaussianPrior, audio
 from pyrosep.diagnostics import read_netcdf, summarize
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError, NonFiniteAudioError
-from pyrosep.priors import ModelInfo
-from pyrosep.separate import Settings
-from pyrosep.tracks import find_tracks, separate_track
+from pyrosep.separation import Settings
+from pyrosep.separation.files import find_tracks, separate_track
+from pyrosep.zoo import PriorSet, PriorSetInfo
 
 RATE = 8_000
 SETTINGS = Settings(chains=2, draws=10, warmup=5, segment=0.05)
@@ -43,14 +43,15 @@ def track(tmp_path):
     return tmp_path / "song.wav"
 
 
-def model_of(priors, name="tiny"):
-    """Of a model whose files don't matter here."""
+def set_of(priors, name="tiny", folder="nowhere"):
+    """A set whose files don't matter here."""
     first = next(iter(priors.values()))
-    return ModelInfo(name, Path("nowhere"), "gaussian", tuple(priors), first.sample_rate, first.time, "level", "")
+    info = PriorSetInfo(name, Path(folder), "gaussian", tuple(priors), first.sample_rate, first.time, "level", "")
+    return PriorSet(priors, info=info)
 
 
 def run(path, folder, priors, settings=SETTINGS, **options):
-    return separate_track(path, folder, priors, settings, model=model_of(priors), **options)
+    return separate_track(path, folder, set_of(priors), settings, **options)
 
 
 # Finding
@@ -246,8 +247,8 @@ def test_other_settings_are_refused(track, priors, tmp_path, change):
     else:
         track = track.rename(tmp_path / "renamed.wav")
     with pytest.raises(ConfigurationError, match=f"separated with another {change}; use --overwrite"):
-        separate_track(track, out, priors, settings, model=model_of(priors, name))
-    report = separate_track(track, out, priors, settings, model=model_of(priors, name), overwrite=True)
+        separate_track(track, out, set_of(priors, name), settings)
+    report = separate_track(track, out, set_of(priors, name), settings, overwrite=True)
     assert "skipped" not in report
     assert (out / "high.wav").exists() == (change != "sources"), "nothing of the former run stays"
 
@@ -416,7 +417,7 @@ def test_windows_are_read_as_they_are_needed(track, priors, tmp_path, monkeypatc
             yield block
 
     monkeypatch.setattr(audio, "blocks", counted)
-    monkeypatch.setattr("pyrosep.separate._BATCH_VALUES", {"cpu": 1})
+    monkeypatch.setattr("pyrosep.separation.separator._BATCH_VALUES", {"cpu": 1})
     hop = 400 - 100
     run(track, tmp_path / "out", priors, EXACT, progress=lambda done, total: ahead.append(read - done / hop))
     assert len(ahead) >= 7
@@ -492,11 +493,11 @@ def test_written_sources_are_those_of_the_whole_model(track, priors, tmp_path):
 
 
 def test_a_model_that_was_trained_again_is_told_from_the_former(track, priors, tmp_path):
-    model = replace(model_of(priors), folder=tmp_path)
+    own = set_of(priors, folder=tmp_path)
     settings = Settings(method="exact")
     (tmp_path / "config.json").write_text("{}")
-    separate_track(track, tmp_path / "out", priors, settings, model=model)
-    assert separate_track(track, tmp_path / "out", priors, settings, model=model)["skipped"]
+    separate_track(track, tmp_path / "out", own, settings)
+    assert separate_track(track, tmp_path / "out", own, settings)["skipped"]
     (tmp_path / "config.json").write_text('{"trained": "again"}')
     with pytest.raises(ConfigurationError, match="another model_digest"):
-        separate_track(track, tmp_path / "out", priors, settings, model=model)
+        separate_track(track, tmp_path / "out", own, settings)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyrosep import EncoderGuide, GaussianPrior, load_guide, save_guide, save_priors
+from pyrosep import EncoderGuide, GaussianPrior, load_guide, save_guide, save_priors, zoo
 from pyrosep.errors import CheckpointError, ConfigurationError, UnknownModelError
-from pyrosep.guides import GuideInfo, UNetSize, guide_info, models, shipped_guides
+from pyrosep.guides import UNetSize
+from pyrosep.zoo import GuideInfo, guide_info
 
 TINY = UNetSize(hop=4, width=6, levels=1, layers=2)
 
@@ -98,22 +99,23 @@ def test_what_a_guide_is(tmp_path, monkeypatch):
     save_guide(tmp_path / "plain", guide())
     plain = guide_info(tmp_path / "plain")
     assert plain == GuideInfo("plain", tmp_path / "plain", ("a", "b"), None, None, "")
-    assert shipped_guides() == [guide_info(path.parent) for path in sorted(models.SHIPPED.glob("*/config.json"))]
-    monkeypatch.setattr(models, "SHIPPED", tmp_path / "shipped")
-    assert shipped_guides() == []
-    save_guide(tmp_path / "shipped" / "named", guide(), model="toy", frame=8, summary="one line")
+    here = zoo.guides()
+    assert {"toy-guide", "band-guide", "music-guide"} <= {info.name for info in here}
+    monkeypatch.setenv("PYROSEP_MODELS", str(tmp_path / "own"))
+    assert zoo.guides() == here
+    save_guide(tmp_path / "own" / "guides" / "named", guide(), model="toy", frame=8, summary="one line")
     named = guide_info("named")
     assert (named.name, named.model, named.frame, named.summary) == ("named", "toy", 8, "one line")
-    assert shipped_guides() == [named]
+    assert {info.name for info in zoo.guides()} == {info.name for info in here} | {"named"}
     assert load_guide("named").names == named.sources
     before = named.digest()
-    assert before == guide_info(tmp_path / "shipped" / "named").digest() != plain.digest()
+    assert before == guide_info(tmp_path / "own" / "guides" / "named").digest() != plain.digest()
     other = guide()
     with torch.no_grad():
         other.encoders.direct.add_(1)
-    save_guide(tmp_path / "shipped" / "named", other, model="toy", frame=8, summary="one line")
+    save_guide(tmp_path / "own" / "guides" / "named", other, model="toy", frame=8, summary="one line")
     assert named.digest() != before
-    with pytest.raises(UnknownModelError, match=r"one that ships \(named\)"):
+    with pytest.raises(UnknownModelError, match=r"one that is here \(.*named.*\)"):
         guide_info("nowhere")
 
 

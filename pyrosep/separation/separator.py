@@ -1,0 +1,295 @@
+"""Separating a mix: posterior mean and standard deviation of its sources, window by window."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosep import audio
+from pyrosep.errors import ConfigurationError, DataError, ShapeError
+from pyrosep.priors import SourcePrior
+from pyrosep.separation.gains import mix_gains
+from pyrosep.separation.methods import Estimate, Problem, choose_method
+from pyrosep.separation.settings import Settings
+from pyrosep.windows import cross_fade, windows_of
+from pyrosep.zoo import PriorSet
+
+__all__ = ["Hearing", "Separation", "Separator", "Stream", "separate"]
+
+#: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
+#: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
+_BATCH_VALUES = {"cpu": 1 << 19, "cuda": 1 << 22}
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What is known of the sources of a mix.
+
+    Attributes:
+        names: of the sources.
+        mean: posterior mean of each source as it is in the mix, ``(source, channel, time)``; they sum to the mix.
+        stddev: posterior standard deviation of each sample, the same shape. Of chains from a guide with coupling
+            ``"local"``, whose spread is far too small for one, in quadrature with the guide's own deviation.
+        draws: posterior draws, ``(draw, source, channel, time)``, as many as ``Settings.keep``; each sums to the mix.
+        gains: of the sources in the mix, ``(source,)``.
+        summaries: of every draw, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; empty for
+            methods without chains.
+    """
+
+    names: tuple[str, ...]
+    mean: Tensor
+    stddev: Tensor
+    draws: Tensor
+    gains: Tensor
+    summaries: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """What is known of a track when all of it was heard.
+
+    Attributes:
+        samples: of the track.
+        level: root mean square of the mix.
+        gains: of the sources in it, ``(source,)``.
+        noise: standard deviation of the observation noise.
+    """
+
+    samples: int
+    level: float
+    gains: Tensor
+    noise: float
+
+
+def separate(
+    mix: Tensor,
+    sample_rate: int,
+    priors: Mapping[str, SourcePrior],
+    settings: Settings | None = None,
+    *,
+    progress: Callable[[int], Any] = lambda samples: None,
+) -> Separation:
+    """Separate a mix in memory: the same answer as ``pyrosep separate`` gives for the same prior set.
+
+    Arguments:
+        mix: ``(channel, time)``.
+        sample_rate: Hz; it is resampled to the priors' and the sources back.
+        priors: a prior set (:func:`~pyrosep.load_priors`), whose gains, guide and temperatures are taken; or any priors
+            by source, see :class:`~pyrosep.zoo.PriorSet`.
+        settings: see :class:`Settings`.
+        progress: called with the number of samples finished, as they are.
+
+    Raises:
+        ShapeError: the mix is of another shape.
+        ConfigurationError: settings that the priors can't serve.
+        DataError: the mix is silent, or has samples that are NaN or infinite.
+
+    Example:
+        >>> import pyrosep
+        >>> priors = {
+        ...     "low": pyrosep.GaussianPrior(torch.tensor([1.0, 0.01]), 512, sample_rate=8000),
+        ...     "high": pyrosep.GaussianPrior(torch.tensor([0.01, 1.0]), 512, sample_rate=8000),
+        ... }
+        >>> mix = torch.randn(1, 2000, generator=torch.Generator().manual_seed(0))
+        >>> result = pyrosep.separate(mix, 8000, priors, pyrosep.Settings(method="exact"))
+        >>> result.mean.shape, result.mean.sum(0).allclose(mix, atol=1e-5)
+        (torch.Size([2, 1, 2000]), True)
+    """
+    if mix.ndim != 2 or not mix.shape[1]:
+        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
+    separator = Separator(priors, sample_rate, settings)
+    hearing = separator.listen(windows_of(mix, separator.window, separator.window))
+    stream = separator.stream(windows_of(mix, separator.window, separator.hop), hearing)
+    blocks = []
+    for block in stream:
+        blocks.append(block)
+        progress(block.shape[-1])
+    mean, stddev, *draws = torch.cat(blocks, -1).unbind(0)
+    kept = torch.stack(draws) if draws else mean.new_zeros(0, *mean.shape)
+    return Separation(separator.names, mean, stddev, kept, hearing.gains, stream.summaries())
+
+
+class Separator:
+    """Separates tracks in two passes over their windows, so that memory does not grow with a track.
+
+    First it listens to all of a track (:meth:`listen`), for the level of the mix and the gains; then :meth:`stream`
+    gives the sources of consecutive blocks. It keeps nothing of a track: any number may follow.
+
+    Arguments:
+        priors: see :func:`separate`.
+        sample_rate: of the tracks, Hz.
+        settings: see :class:`Settings`.
+
+    Raises:
+        ConfigurationError: settings that the priors can't serve.
+    """
+
+    def __init__(self, priors: Mapping[str, SourcePrior], sample_rate: int, settings: Settings | None = None) -> None:
+        given = PriorSet.of(priors)
+        self.settings = settings or Settings()
+        self.names = tuple(given)
+        self.sample_rate = sample_rate
+        self.model_rate = given.sample_rate or sample_rate
+        segment = self.settings.segment or given.time / self.model_rate
+        #: Samples of the track in a window, and from one window to the next.
+        self.window = math.floor(segment * sample_rate + 1e-6)  # frame / rate * rate may round to just below frame
+        self.overlap = round(self.settings.overlap * self.window)
+        self.hop = self.window - self.overlap
+        #: Samples in a window at the priors' rate.
+        self.frame = math.ceil(self.window * self.model_rate / sample_rate)
+        if min(self.window, self.frame) < 2:
+            rate = min(sample_rate, self.model_rate)
+            raise ConfigurationError(f"a segment of {segment} s has fewer than 2 samples at {rate} Hz")
+        framed = given.frame(self.frame)
+        #: What is done, with all its numbers.
+        self.method = choose_method(self.settings, framed)
+        self.priors = framed.with_precision(self.settings.precision, compiled=self.settings.compile)
+        #: How loud the sources are in a mix, see :class:`Settings`.
+        self.gains = given.gains if self.settings.gains is None else self.settings.gains
+
+    # --- first pass -------------------------------------------------------------------------------------------
+
+    def listen(self, windows: Iterable[Tensor]) -> Hearing:
+        """Find level and gains of a track from all of its windows ``(channel, time)``, end to end.
+
+        Raises:
+            ConfigurationError: gains that are not one for each source, or for priors that know no spectrum.
+            DataError: the track is silent, or has samples that are NaN or infinite.
+        """
+        power, weight, total, samples = torch.zeros(self.frame // 2 + 1, dtype=torch.float64), 0.0, 0.0, 0
+        for window in windows:
+            samples += window.shape[-1]
+            total += window.double().square().mean(0).sum().item()
+            heard = audio.resample(window, self.sample_rate, self.model_rate)[..., : self.frame].double()
+            # The last window may be shorter, and is tapered where it ends; its power counts by its length.
+            bins = torch.fft.rfft(heard * _taper(heard.shape[-1]), n=self.frame)
+            power += bins.abs().square().mean(0) / self.frame
+            weight += heard.shape[-1] / self.frame
+        if not math.isfinite(total):
+            raise DataError("the mix has samples that are NaN or infinite; there is nothing to hear in them")
+        if not total > 0:
+            raise DataError("the mix is silent from beginning to end; there is nothing to separate")
+        level = math.sqrt(total / samples)
+        noise = level * 10 ** (self.settings.noise_db / 20)
+        return Hearing(samples, level, mix_gains(self.gains, self.priors, power / weight, level), noise)
+
+    # --- second pass ------------------------------------------------------------------------------------------
+
+    def stream(self, windows: Iterable[Tensor], hearing: Hearing) -> Stream:
+        """The sources of a track.
+
+        Arguments:
+            windows: ``(channel, time)`` of :attr:`window` samples each, :attr:`hop` apart; the last may be shorter.
+            hearing: what :meth:`listen` gave of the same track.
+        """
+        return Stream(self, windows, hearing)
+
+
+class Stream:
+    """The sources of one track, as they are found: an iterator over consecutive blocks.
+
+    A block is ``(2 + keep, source, channel, time)``: mean, standard deviation and draws.
+    """
+
+    def __init__(self, separator: Separator, windows: Iterable[Tensor], hearing: Hearing) -> None:
+        self._separator, self._hearing = separator, hearing
+        self._parts: list[dict[str, np.ndarray]] = []
+        self._blocks = cross_fade(self._separated(windows), separator.overlap)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        return next(self._blocks)
+
+    def summaries(self) -> dict[str, np.ndarray]:
+        """The summaries of every draw so far, ``(chain, draw, window, channel, ...)``; empty without chains."""
+        if not self._parts:
+            return {}
+        return {name: np.concatenate([part[name] for part in self._parts], 2) for name in self._parts[0]}
+
+    def _separated(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
+        for number, batch in enumerate(self._batches(windows)):
+            lengths = [window.shape[-1] for window in batch]
+            mix = torch.stack([self._padded(window) for window in batch])
+            estimate = self._posterior(torch.stack([self._at_model_rate(window) for window in batch]), number)
+            found = torch.cat([estimate.mean.unsqueeze(0), estimate.draws])
+            found = self._shared_residual(mix, self._at_track_rate(found), estimate.mean)
+            stddev = torch.nn.functional.interpolate(
+                estimate.stddev.flatten(0, 2).unsqueeze(1),
+                self._separator.window,
+                mode="linear",
+                align_corners=False,
+            ).reshape(found[0].shape)
+            for index, length in enumerate(lengths):
+                yield torch.stack([found[0, index], stddev[index], *found[1:, index]])[..., :length]
+
+    def _batches(self, windows: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        own, windows = self._separator, iter(windows)
+        for window in windows:
+            values = own.method.states * window.shape[0] * len(own.names) * own.frame
+            size = max(1, _BATCH_VALUES[own.priors.device.type] // values)
+            yield [window, *itertools.islice(windows, size - 1)]
+
+    def _posterior(self, mix: Tensor, number: int) -> Estimate:
+        own = self._separator
+        estimate = own.method.posterior(
+            Problem(
+                mix.to(own.priors.device),
+                own.priors,
+                self._hearing.gains,
+                self._hearing.noise,
+                own.settings.keep,
+                own.settings.seed + number,
+                own.model_rate,
+            )
+        )
+        if estimate.summaries:
+            self._parts.append(estimate.summaries)
+        return estimate
+
+    # --- rates ------------------------------------------------------------------------------------------------
+
+    def _padded(self, window: Tensor) -> Tensor:
+        return torch.nn.functional.pad(window, (0, self._separator.window - window.shape[-1]))
+
+    def _at_model_rate(self, window: Tensor) -> Tensor:
+        """A window of the track, padded to full length, at the priors' rate: ``(channel, frame)``."""
+        own = self._separator
+        return audio.resample(self._padded(window), own.sample_rate, own.model_rate)[..., : own.frame]
+
+    def _at_track_rate(self, sources: Tensor) -> Tensor:
+        own = self._separator
+        resampled = audio.resample(sources, own.model_rate, own.sample_rate)[..., : own.window]
+        return torch.nn.functional.pad(resampled, (0, own.window - resampled.shape[-1]))
+
+    @staticmethod
+    def _shared_residual(mix: Tensor, found: Tensor, mean: Tensor) -> Tensor:
+        """Give what the sources leave of the mix to them, so that they sum to it.
+
+        Arguments:
+            mix: ``(window, channel, time)``.
+            found: mean and draws at the track's rate, ``(1 + keep, window, source, channel, time)``.
+            mean: the mean at the priors' rate, ``(window, source, channel, frame)``.
+
+        What is left is the observation noise and, where the track's rate is higher than the priors', all above the
+        priors' band. Of that the priors know nothing; it is shared in each window as the sources' power in the
+        top octave of the band is.
+        """
+        octave = torch.fft.rfft(mean)[..., mean.shape[-1] // 4 :]
+        power = octave.abs().square().sum(-1, keepdim=True) + 1e-12
+        share = power / power.sum(1, keepdim=True)
+        return found + share * (mix - found.sum(2)).unsqueeze(2)
+
+
+def _taper(time: int) -> Tensor:
+    """A Hann window of unit mean square, nowhere zero."""
+    taper = (math.pi * (torch.arange(time, dtype=torch.float64) + 0.5) / time).sin().square()
+    return taper / taper.square().mean().sqrt()
