@@ -16,7 +16,7 @@ from pyro import poutine
 
 from pyrosep import AnnealedSGLD, LangevinMCMC, OscillatorPrior, compare_chains, to_inference_data
 from pyrosep.diagnostics import describe_modes
-from pyrosep.evaluate import si_sdr
+from pyrosep.metrics import si_sdr
 from pyrosep.mixing import panned_mix, soft_clipped_mix
 
 

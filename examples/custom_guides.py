@@ -21,10 +21,11 @@ from torch import Tensor
 
 from pyrosep import AnnealedSGLD, EncoderGuide, LangevinMCMC, OscillatorPrior, fit_guide
 from pyrosep.diagnostics import fit_temperature, interval_coverage, mix_check
-from pyrosep.evaluate import si_sdr
-from pyrosep.guides import UNetSize, simulate
+from pyrosep.guides import simulate
+from pyrosep.metrics import si_sdr
 from pyrosep.mixing import Model, soft_clipped_mix, unknown_gains_mix
-from pyrosep.trainer import TrainingSettings
+from pyrosep.nn.refining import UNetSize
+from pyrosep.training.trainer import TrainingSettings
 
 MODELS: dict[str, Callable[[dict[str, OscillatorPrior]], Model]] = {
     "unknown gains": lambda priors: unknown_gains_mix(priors, noise=0.02, spread_db=3.0),

@@ -1,7 +1,7 @@
 """Bayesian musical source separation in Pyro: a prior for each source, the mix as a model, samples of the sources."""
 
 from pyrosep.diagnostics import compare_chains, summarize, to_inference_data
-from pyrosep.guides import EncoderGuide, fit_guide
+from pyrosep.guides import EncoderGuide
 from pyrosep.infer import (
     MALA,
     SGLD,
@@ -15,6 +15,7 @@ from pyrosep.infer import (
 )
 from pyrosep.priors import ContinuousFlow, FloWaveNet, GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum
 from pyrosep.separation import Separation, Separator, Settings, separate
+from pyrosep.training.guides import fit_guide
 from pyrosep.zoo import PriorSet, load_guide, load_priors, save_guide, save_priors
 
 __version__ = "0.1.0"

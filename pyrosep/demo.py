@@ -15,9 +15,9 @@ from torch import Tensor
 from pyrosep import audio
 from pyrosep.diagnostics.plots import plot_spectrograms
 from pyrosep.errors import MissingDependencyError
-from pyrosep.evaluate import si_sdr
 from pyrosep.experiments import HeldOut, cross_likelihood
 from pyrosep.experiments.guides import guides
+from pyrosep.metrics import si_sdr
 from pyrosep.separation import Settings, choose_method, separate
 from pyrosep.separation.files import separate_track
 from pyrosep.zoo import load_priors

@@ -40,7 +40,7 @@ def double():
 @pytest.fixture
 def wiener():
     """A class of denoisers that are exact for circular Gaussian sources: in place of a network, a Wiener filter."""
-    from pyrosep.priors import Denoiser
+    from pyrosep.nn.denoiser import Denoiser
 
     class Wiener(Denoiser):
         def forward(self, y, sigma, alpha=None):
@@ -57,7 +57,8 @@ def wiener():
 def filtering_flows():
     """Denoisers that filter short-time spectra, not trained: nearly stationary Gaussians of the spectra given."""
     from pyrosep import ContinuousFlow
-    from pyrosep.priors import BandDenoiser, BandSize
+    from pyrosep.nn.bandnet import BandSize
+    from pyrosep.nn.denoiser import BandDenoiser
 
     def build(spectra, frame, rate, sigma_min=0.01):
         torch.manual_seed(0)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from pyrosep import EncoderGuide, GaussianPrior, audio, save_guide, save_priors
 from pyrosep.cli import app
-from pyrosep.guides import UNetSize
+from pyrosep.nn.refining import UNetSize
 from pyrosep.separation import Settings, separate
 from pyrosep.zoo import load_priors, prior_set_info
 
@@ -763,7 +763,8 @@ def test_evaluate_silence(stems, model):
 def test_figures_without_a_number_are_null(stems, model, tmp_path, monkeypatch):
     """Strict readers of JSON know no NaN and no infinity."""
     monkeypatch.setattr(
-        "pyrosep.evaluate.bss_eval", lambda truth, estimate, rate: {"SIR": [math.inf] * 2, "SDR": [math.nan] * 2}
+        "pyrosep.evaluation.scores.bss_eval",
+        lambda truth, estimate, rate: {"SIR": [math.inf] * 2, "SDR": [math.nan] * 2},
     )
     figures = tmp_path / "figures.json"
     done("evaluate", "--data", stems, "-n", model, "--method", "exact", "--bss-eval", "--json", figures)

@@ -11,7 +11,9 @@ from pyrosep import ContinuousFlow, audio
 from pyrosep.cli import app
 from pyrosep.cli.options import chosen_data
 from pyrosep.errors import ConfigurationError
-from pyrosep.priors import BandDenoiser, BandSize, GaussianPrior
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.denoiser import BandDenoiser
+from pyrosep.priors import GaussianPrior
 from pyrosep.zoo import guide_info, load_priors, save_priors
 
 RATE = 8000

@@ -14,9 +14,9 @@ from pyrosep import GaussianPrior, audio, load_guide, save_guide, save_priors
 from pyrosep.cli import app
 from pyrosep.cli.guiding import _simulated
 from pyrosep.diagnostics import interval_coverage
-from pyrosep.guides import training as guide_training
 from pyrosep.mixing import linear_mix
-from pyrosep.priors.frames import Frames
+from pyrosep.training import guides as guide_training
+from pyrosep.training.frames import Frames
 from pyrosep.zoo import guide_info, load_priors, prior_set_info
 
 # Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.

@@ -53,10 +53,10 @@ def calibrate(
     with reported():
         import torch
 
-        from pyrosep.calibration import calibrate as fitted
+        from pyrosep.evaluation.calibration import calibrate as fitted
         from pyrosep.infer.descent import descends_from_mix
-        from pyrosep.priors.frames import song_frames
         from pyrosep.separation import Settings
+        from pyrosep.training.frames import song_frames
         from pyrosep.zoo import prior_set_info, save_temperatures
 
         if not model.is_dir():

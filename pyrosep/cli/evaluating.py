@@ -74,12 +74,13 @@ def evaluate(
 
         from pyrosep.data.catalog import open_songs
         from pyrosep.data.toy import WAVES
-        from pyrosep.evaluate import aggregate, song_references, toy_references
-        from pyrosep.evaluate import evaluate as score
+        from pyrosep.evaluation.scores import aggregate, song_references, toy_references
+        from pyrosep.evaluation.scores import evaluate as score
         from pyrosep.naming import check_source_names
         from pyrosep.separation import Settings, choose_method
+        from pyrosep.zoo import prior_set_info
 
-        model = model or ("toy" if data == "toy" else DEFAULT_MODEL)
+        place = prior_set_info(model or ("toy" if data == "toy" else DEFAULT_MODEL)).folder
         settings = Settings(
             coupling=coupling,
             ladder=parsed_ladder(ladder),
@@ -98,13 +99,13 @@ def evaluate(
             check_source_names(names := tuple(sources or WAVES))
             count = songs or 8
             references = toy_references(names, frame=frame, size=count, seed=seed)
-            priors = chosen_priors(model, guide, device, sources=names, frame=frame)
+            priors = chosen_priors(place, guide, device, sources=names, frame=frame)
         else:
             opened, names = open_songs(data, subset=subset, sources=sources)
             count = min(len(opened), songs or len(opened))
             references = song_references(islice(opened, count), names, seconds=seconds, mono=not stereo)
             # All of the model's sources explain the mix, whichever are scored.
-            priors = chosen_priors(model, guide, device)
+            priors = chosen_priors(place, guide, device)
         chosen = methods or [choose_method(settings, priors).name]
         with progress_bar(count, "evaluating", quiet) as bar:
             scores, factors = score(

@@ -44,10 +44,11 @@ from pyrosep.errors import ConfigurationError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pyrosep.guides import EncoderGuide, UNetSize
-    from pyrosep.priors import BandSize
-    from pyrosep.priors.augmentation import Augmentation
-    from pyrosep.priors.frames import Frames
+    from pyrosep.guides import EncoderGuide
+    from pyrosep.nn.bandnet import BandSize
+    from pyrosep.nn.refining import UNetSize
+    from pyrosep.training.augmentation import Augmentation
+    from pyrosep.training.frames import Frames
     from pyrosep.zoo import PriorSetInfo
 
 #: Mixes that are validated on.
@@ -137,11 +138,13 @@ def train_guide_command(
 
         import torch
 
-        from pyrosep.guides import OBJECTIVES, UNetSize, fit_guide, simulate
+        from pyrosep.guides import simulate
         from pyrosep.mixing import linear_mix
-        from pyrosep.priors import BandSize
-        from pyrosep.priors.augmentation import Augmentation
-        from pyrosep.trainer import launch
+        from pyrosep.nn.bandnet import BandSize
+        from pyrosep.nn.refining import UNetSize
+        from pyrosep.training.augmentation import Augmentation
+        from pyrosep.training.guides import OBJECTIVES, fit_guide
+        from pyrosep.training.trainer import launch
         from pyrosep.zoo import load_priors, prior_set_info, save_guide
         from pyrosep.zoo.guides import check_guide_folder
 
@@ -322,7 +325,7 @@ def _frames(
 
     from pyrosep.data import RandomCrops
     from pyrosep.data.toy import WAVES
-    from pyrosep.priors.frames import held_out_songs, song_frames, toy_frames
+    from pyrosep.training.frames import held_out_songs, song_frames, toy_frames
 
     if data.names == ("priors",):
         return {}, None

@@ -38,6 +38,9 @@ from pyrosep.cli.options import (
 from pyrosep.cli.training import Data
 from pyrosep.errors import ConfigurationError
 
+#: Seconds that frames are drawn longer by, in which they are shifted until they agree.
+_ROOM = 1.0
+
 
 def train_together_command(
     data: Data,
@@ -52,6 +55,7 @@ def train_together_command(
     optimizer: Optimizer = "muon",
     precision: Precision = "auto",
     presence: Annotated[float, typer.Option(help="Chance of each source to be in a mix.")] = 0.8,
+    agreement: Annotated[float, typer.Option(help="Chance of a mix to be of frames that agree in key and beat.")] = 0.7,
     alone: Annotated[float, typer.Option(help="Frames of each source alone, for each mix.")] = 0.25,
     gain_jitter: GainJitter = 3.0,
     pitch_jitter: PitchJitter = 0.0,
@@ -75,11 +79,11 @@ def train_together_command(
     with reported():
         import torch
 
-        from pyrosep.infer.descent_training import train_together
         from pyrosep.priors import ContinuousFlow
-        from pyrosep.priors.augmentation import Augmentation
-        from pyrosep.priors.frames import song_frames
-        from pyrosep.trainer import launch
+        from pyrosep.training.augmentation import Augmentation
+        from pyrosep.training.frames import song_frames
+        from pyrosep.training.together import train_together
+        from pyrosep.training.trainer import launch
         from pyrosep.zoo import load_priors, prior_set_info, save_priors
         from pyrosep.zoo.weights import load_weights
 
@@ -114,7 +118,7 @@ def train_together_command(
             name: song_frames(
                 songs,
                 name,
-                prior.time,
+                prior.time + round(_ROOM * info.sample_rate),
                 sample_rate=info.sample_rate,
                 augmentation=augmentation,
                 seed=seed,
@@ -128,6 +132,7 @@ def train_together_command(
             frames,
             settings,
             presence=presence,
+            agreement=agreement,
             alone=alone,
             folder=Path(out) / "training" / "together",
             resume=not overwrite,

@@ -80,7 +80,7 @@ def train_gaussian_command(
     with reported():
         from pyrosep.data.toy import WAVES
         from pyrosep.naming import check_source_names
-        from pyrosep.priors.training import recordings, recordings_by_set, toy_recordings, train_gaussian
+        from pyrosep.training.gaussian import recordings, recordings_by_set, toy_recordings, train_gaussian
         from pyrosep.zoo import save_priors
 
         chosen_device(device)  # the fit is one pass of FFTs, bound by reading files; it runs on the CPU everywhere
@@ -246,9 +246,9 @@ def train_continuousflow_command(
 ) -> None:
     """Train denoisers for all noise levels (ContinuousFlow) on recordings and add them to the model in OUT."""
     with reported():
-        from pyrosep.priors import DENOISERS
-        from pyrosep.priors.augmentation import Augmentation
-        from pyrosep.priors.interference import Interference
+        from pyrosep.nn.denoiser import DENOISERS
+        from pyrosep.training.augmentation import Augmentation
+        from pyrosep.training.interference import Interference
 
         if size not in DENOISERS:
             raise ConfigurationError(f"--size must be one of {', '.join(DENOISERS)}; got {size!r}")
@@ -359,14 +359,14 @@ def _trained(jobs: list[dict[str, Any]], workers: int) -> Any:
 
 
 def _launched(settings: Any) -> Any:
-    from pyrosep.trainer import launch
+    from pyrosep.training.trainer import launch
 
     return launch(settings)
 
 
 def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Priors by the folder below OUT that they go to, figures, and whether this process is the one that writes."""
-    from pyrosep.priors.frames import song_frames, toy_frames
+    from pyrosep.training.frames import song_frames, toy_frames
 
     settings, name, frame = job["settings"], job["source"], job["frame"]
     chosen_device(settings.accelerator)  # and the number of threads
@@ -406,8 +406,8 @@ def _begun(job: dict[str, Any], family: type) -> Any:
 
 def _train_flowavenet(job: dict[str, Any], frames: Any, common: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     from pyrosep.priors import SIZES, FloWaveNet
-    from pyrosep.priors.flowavenet_training import finetune_flowavenet, train_flowavenet
-    from pyrosep.priors.frames import LEVELS
+    from pyrosep.training.flowavenet import finetune_flowavenet, train_flowavenet
+    from pyrosep.training.frames import LEVELS
 
     common = common | {"score_weight": job["score_weight"]}
     if job["levels"] is None:
@@ -435,8 +435,9 @@ def _train_flowavenet(job: dict[str, Any], frames: Any, common: dict[str, Any]) 
 
 
 def _train_continuousflow(job: dict[str, Any], frames: Any, common: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    from pyrosep.priors import DENOISERS, ContinuousFlow
-    from pyrosep.priors.continuousflow_training import train_continuousflow
+    from pyrosep.nn.denoiser import DENOISERS
+    from pyrosep.priors import ContinuousFlow
+    from pyrosep.training.continuousflow import train_continuousflow
 
     begun = _begun(job, ContinuousFlow)
     prior, report = train_continuousflow(

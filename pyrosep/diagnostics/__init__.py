@@ -5,11 +5,10 @@ from pyrosep.diagnostics.guides import MixCheck, fit_temperature, importance_k_h
 from pyrosep.diagnostics.inference_data import read_netcdf, to_inference_data, write_netcdf
 from pyrosep.diagnostics.modes import compare_chains, describe_modes
 from pyrosep.diagnostics.plots import plot_diagnostics, plot_spectrograms
-from pyrosep.diagnostics.summaries import audio_summaries, summarize, verdict
+from pyrosep.diagnostics.summaries import summarize, verdict
 
 __all__ = [
     "MixCheck",
-    "audio_summaries",
     "compare_chains",
     "coverage_by_source",
     "describe_modes",

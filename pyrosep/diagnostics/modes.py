@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrosep.diagnostics.summaries import summary_dataset
+from pyrosep.diagnostics.dataset import summary_dataset
 from pyrosep.errors import DataError
 
 if TYPE_CHECKING:

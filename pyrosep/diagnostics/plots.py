@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrosep.diagnostics.summaries import LEAST_DRAWS, summary_dataset
+from pyrosep.diagnostics.dataset import summary_dataset
+from pyrosep.diagnostics.summaries import LEAST_DRAWS
 
 if TYPE_CHECKING:
     import arviz

@@ -5,54 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+from pyrosep.diagnostics.dataset import summary_dataset
+from pyrosep.diagnostics.modes import compare_chains, describe_modes
+from pyrosep.errors import DataError
 
 if TYPE_CHECKING:
     import arviz
     import pandas
-    import xarray
 
-__all__ = ["audio_summaries", "summarize", "verdict"]
+__all__ = ["summarize", "verdict"]
 
-#: Edges of the bands in Hz; the last ends at half the sample rate.
-BAND_EDGES = (0.0, 250.0, 1000.0, 4000.0)
-NUM_PROJECTIONS = 4
-_FLOOR = 1e-12  # power that counts as silence, -120 dB
 
 #: Of each chain, for R-hat and ESS.
 LEAST_DRAWS = 4
 R_HAT_LIMIT = 1.05
 ESS_LIMIT = 100
-
-
-def audio_summaries(
-    sources: np.ndarray, sample_rate: float, *, projections: int = NUM_PROJECTIONS, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Scalars of draws of sources ``(..., source, time)``.
-
-    Returns:
-        ``energy_db`` ``(..., source)``: mean power in dB; ``band_db`` ``(..., source, band)``: the power in each
-        band of :data:`BAND_EDGES`; ``projection`` ``(..., source, direction)``: inner products with fixed random
-        directions of unit length, which see phase and shape where the others see only level.
-    """
-    time = sources.shape[-1]
-    # Torch's transform takes a quarter of NumPy's time.
-    power = torch.view_as_real(torch.fft.rfft(torch.from_numpy(sources))).square().sum(-1).numpy() / time**2
-    power[..., 1 : (time + 1) // 2] *= 2
-    frequency = np.fft.rfftfreq(time, 1 / sample_rate)
-    edges = np.searchsorted(frequency, [edge for edge in BAND_EDGES if edge < sample_rate / 2])
-    bands = np.add.reduceat(power, edges, axis=-1)
-    directions = np.random.default_rng(seed).standard_normal((projections, time))
-    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    return {
-        "energy_db": _decibel(power.sum(-1)),
-        "band_db": _decibel(bands),
-        "projection": sources @ directions.T.astype(sources.dtype),
-    }
-
-
-def _decibel(power: np.ndarray) -> np.ndarray:
-    return 10 * np.log10(np.maximum(power, _FLOOR))
 
 
 def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
@@ -75,9 +43,6 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
     """
     import arviz
 
-    from pyrosep.diagnostics.modes import compare_chains, describe_modes
-    from pyrosep.errors import DataError
-
     dataset = summary_dataset(idata)
     columns = ["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]
     chains, draws = dataset.sizes["chain"], dataset.sizes["draw"]
@@ -95,30 +60,6 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
         if compared["mode"].max() > 0:
             table.attrs["modes"] = describe_modes(compared)
     return table
-
-
-def summary_dataset(idata: arviz.InferenceData) -> xarray.Dataset:
-    """The summaries of every draw, dims ``(chain, draw, ...)``."""
-    import xarray
-
-    posterior = idata.posterior
-    dataset = posterior.drop_vars([name for name in ("sources",) if name in posterior])
-    if "sources" in posterior:
-        sources = posterior["sources"]
-        rate = idata.constant_data["sample_rate"].values.item() if "constant_data" in idata else 1.0
-        lead = sources.dims[:-1]
-        found = audio_summaries(sources.values, rate)
-        bands = [f"{edge:.0f} Hz+" for edge in BAND_EDGES[: found["band_db"].shape[-1]]]
-        coords = {name: sources.coords[name] for name in lead if name in sources.coords}
-        for name, axis in (("energy_db", None), ("band_db", "band"), ("projection", "direction")):
-            own = coords | ({"band": bands} if axis == "band" else {})
-            dims = lead if axis is None else (*lead, axis)
-            dataset[name] = xarray.DataArray(found[name], dims=dims, coords=own)
-    if "sample_stats" in idata:
-        for name in ("lp", "residual"):
-            if name in idata.sample_stats and bool(np.isfinite(idata.sample_stats[name]).all()):
-                dataset[name] = idata.sample_stats[name]
-    return dataset.drop_vars("time", errors="ignore")
 
 
 def verdict(table: pandas.DataFrame) -> str:

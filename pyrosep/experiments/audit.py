@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pyrosep.diagnostics import coverage_by_source
 from pyrosep.errors import ConfigurationError
-from pyrosep.evaluate import sounding
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.windows import improvements, song_windows
 from pyrosep.experiments.workers import mapped
 from pyrosep.infer import AnnealedSGLD, LangevinMCMC, noise_ladder
 from pyrosep.infer.descent import descent_ladder
+from pyrosep.metrics import sounding
 from pyrosep.mixing import linear_mix
 from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from pyrosep.data.toy import WAVES, ToyMixes
 from pyrosep.errors import ConfigurationError
-from pyrosep.evaluate import si_sdr
 from pyrosep.experiments.report import picture, write_tables
-from pyrosep.experiments.samplers import THRESHOLDS, wilson_interval
+from pyrosep.experiments.samplers import THRESHOLDS
 from pyrosep.experiments.workers import mapped
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_levels, initial_values
+from pyrosep.metrics import si_sdr, wilson_interval
 from pyrosep.mixing import mean_mix, unknown_gains_mix
-from pyrosep.precision import check_precision
+from pyrosep.nn.precision import check_precision
 from pyrosep.priors import SourcePrior
 from pyrosep.zoo import load_guide, load_priors
 

@@ -17,13 +17,12 @@ from torch import Tensor
 from pyrosep.data.toy import SAMPLE_RATE, WAVES, ToyMixes
 from pyrosep.diagnostics.guides import interval_coverage
 from pyrosep.errors import ConfigurationError
-from pyrosep.evaluate import si_sdr
 from pyrosep.experiments.report import picture, write_tables
-from pyrosep.experiments.samplers import wilson_interval
 from pyrosep.experiments.workers import mapped
 from pyrosep.guides import EncoderGuide
 from pyrosep.infer import AnnealedSGLD, Potential
 from pyrosep.infer.initial import initial_levels, initial_values
+from pyrosep.metrics import si_sdr, wilson_interval
 from pyrosep.mixing import mean_mix
 from pyrosep.zoo import load_guide, load_priors
 

@@ -14,7 +14,7 @@ from pyrosep.data import RandomCrops, ToySource
 from pyrosep.data.catalog import open_songs
 from pyrosep.data.toy import WAVES
 from pyrosep.errors import ConfigurationError, DataError
-from pyrosep.evaluate import SILENCE_DB
+from pyrosep.metrics import SILENCE_DB
 from pyrosep.priors import FloWaveNet, OscillatorPrior, SourcePrior
 
 __all__ = ["HeldOut", "LogDensities"]

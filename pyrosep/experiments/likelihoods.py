@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyrosep.experiments.held_out import HeldOut, LogDensities
 from pyrosep.experiments.report import picture, write_tables
-from pyrosep.experiments.samplers import wilson_interval
-from pyrosep.priors.frames import LEVELS
+from pyrosep.metrics import wilson_interval
+from pyrosep.training.frames import LEVELS
 
 if TYPE_CHECKING:
     import pandas

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosep.baselines import Nmf, ideal_ratio_mask
 from pyrosep.data.catalog import open_songs
 from pyrosep.diagnostics import draw_intervals
 from pyrosep.errors import ConfigurationError
-from pyrosep.evaluate import Estimator, Reference, Score, aggregate, score, song_references, sounding
+from pyrosep.evaluation.baselines import Nmf, ideal_ratio_mask
+from pyrosep.evaluation.scores import Estimator, Reference, Score, aggregate, score, song_references
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
 from pyrosep.infer.descent import descends_from_mix
-from pyrosep.priors.frames import song_frames
+from pyrosep.metrics import sounding
 from pyrosep.separation import Settings, choose_method, separate
+from pyrosep.training.frames import song_frames
 from pyrosep.zoo import guide_info, load_priors, prior_set_info
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def music(
 ) -> dict[str, pandas.DataFrame]:
     """Separate the beginnings of songs by each arm, in a process of its own, and score them by the same code.
 
-    Silent stems are not scored, for there SI-SDR is not defined (:data:`~pyrosep.evaluate.SILENCE_DB`); where a song
+    Silent stems are not scored, for there SI-SDR is not defined (:data:`~pyrosep.metrics.SILENCE_DB`); where a song
     lacks a source, it counts for the others all the same.
 
     Arguments:

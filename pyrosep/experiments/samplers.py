@@ -15,11 +15,11 @@ import torch
 
 from pyrosep.data.toy import WAVES, ToyMixes
 from pyrosep.errors import ConfigurationError
-from pyrosep.evaluate import si_sdr
 from pyrosep.experiments.report import picture
 from pyrosep.experiments.workers import mapped
 from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
 from pyrosep.infer.initial import initial_values
+from pyrosep.metrics import si_sdr, wilson_interval
 from pyrosep.mixing import mean_mix
 from pyrosep.priors import OscillatorPrior
 from pyrosep.results import write_text
@@ -149,19 +149,6 @@ def samplers(
     write_text(folder / "samplers.csv", table.to_csv(index=False, float_format="%.6g"))
     _draw(table, folder / "samplers.png", f"{mixes} mixes, frames of {frame} samples, {chains} chains each")
     return table
-
-
-def wilson_interval(share: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a binomial share (Wilson, 1927).
-
-    Example:
-        >>> [round(end, 3) for end in wilson_interval(1.0, 64)]
-        [0.943, 1.0]
-    """
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    # None and all: the ends are 0 and 1 but for rounding.
-    return (centre - half if share > 0 else 0.0), (centre + half if share < 1 else 1.0)
 
 
 def _kernel(task: _Task, model: Any, priors: dict[str, OscillatorPrior]) -> AnnealedSGLD:

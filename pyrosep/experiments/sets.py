@@ -15,8 +15,8 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.report import write_tables
 from pyrosep.experiments.windows import improvements, song_windows
 from pyrosep.experiments.workers import mapped
-from pyrosep.priors.frames import song_frames
 from pyrosep.separation import Settings, separate
+from pyrosep.training.frames import song_frames
 from pyrosep.zoo import load_priors, prior_set_info
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrosep.data import FrameGrid
 from pyrosep.data.catalog import open_songs
 from pyrosep.errors import DataError
-from pyrosep.evaluate import si_sdr, sounding
+from pyrosep.metrics import si_sdr, sounding
 
 __all__ = ["improvements", "song_windows"]
 

@@ -17,11 +17,12 @@ from torch.distributions import biject_to
 from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.guides.bands import MaskingNet
 from pyrosep.guides.heads import Head
 from pyrosep.guides.projection import Projection
-from pyrosep.guides.unet import RefiningUNet, UNetSize
-from pyrosep.priors import BandSize, SourcePrior
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.masking import MaskingNet
+from pyrosep.nn.refining import RefiningUNet, UNetSize
+from pyrosep.priors import SourcePrior
 
 __all__ = ["EncoderGuide"]
 
@@ -80,8 +81,8 @@ class EncoderGuide(PyroModule):
     Arguments:
         priors: by source, or the sources' names.
         shared: one network for all sources, with outputs for each, instead of one for each source.
-        size: of a network: :class:`~pyrosep.guides.UNetSize` for one of the waveform, :class:`~pyrosep.priors.BandSize`
-            for one that masks the mix's short-time spectrum, as music calls for.
+        size: of a network: :class:`~pyrosep.nn.refining.UNetSize` for one of the waveform,
+            :class:`~pyrosep.nn.bandnet.BandSize` for one that masks the mix's short-time spectrum, as music calls for.
         project: condition on the mix. True for gains of 1/N each (:func:`~pyrosep.mixing.mean_mix`); or the gains,
             ``(source,)``, with ``channels`` ``(channel, source)``; or the name of the head whose value they are; or a
             function from the heads' values by name to gains with the values' batch axes in front,
@@ -98,7 +99,7 @@ class EncoderGuide(PyroModule):
 
     Example:
         >>> from pyrosep import load_priors
-        >>> from pyrosep.guides import UNetSize
+        >>> from pyrosep.nn import UNetSize
         >>> guide = EncoderGuide(load_priors("toy", frame=256), size=UNetSize(width=8, layers=2), project=True)
         >>> draws = guide(torch.randn(256))
         >>> list(draws), draws["saw"].shape

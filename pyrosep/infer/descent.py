@@ -18,8 +18,8 @@ from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import LinearMix, linear_mix_of
 from pyrosep.infer.search import Search
 from pyrosep.priors import SourcePrior
-from pyrosep.priors.bandnet import ShortTimeSpectrum
 from pyrosep.priors.base import rms
+from pyrosep.signal.spectra import ShortTimeSpectrum
 
 __all__ = ["LEVELS", "Descent", "DescentSearch", "Heard", "descends_from_mix", "descent_ladder", "share_out"]
 

@@ -18,8 +18,7 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.infer.potential import Values
 from pyrosep.infer.response import Responses, base_distribution, has_location, measure_responses
 from pyrosep.priors import SourcePrior
-from pyrosep.priors.bandnet import ShortTimeSpectrum
-from pyrosep.priors.base import full_sum
+from pyrosep.signal.spectra import ShortTimeSpectrum, full_sum
 
 __all__ = ["COUPLINGS", "LocalNormal", "Noised", "StationaryNormal", "noised"]
 

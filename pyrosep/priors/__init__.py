@@ -1,21 +1,14 @@
 """Source priors: the interface, the exact families and the learned ones."""
 
-from pyrosep.priors.bandnet import BandSize
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.continuousflow import ContinuousFlow
-from pyrosep.priors.denoiser import DENOISERS, BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.priors.flowavenet import SIZES, FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior, fit_spectrum
 from pyrosep.priors.oscillator import OscillatorPrior
 
 __all__ = [
-    "DENOISERS",
     "SIZES",
-    "BandDenoiser",
-    "BandSize",
     "ContinuousFlow",
-    "Denoiser",
-    "DenoiserSize",
     "FloWaveNet",
     "FloWaveNetwork",
     "FlowSize",

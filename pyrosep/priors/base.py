@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.priors.bandnet import ShortTimeSpectrum
+from pyrosep.signal.spectra import ShortTimeSpectrum, full_sum
 
-__all__ = ["SourcePrior", "full_sum", "mean_spectrum", "rms"]
+__all__ = ["SourcePrior", "mean_spectrum", "rms"]
 
 #: Where a reverse diffusion ends if the lowest level is zero: so much of where it starts.
 _NEARLY_CLEAN = 1e-3
@@ -328,14 +328,6 @@ def mean_spectrum(prior: SourcePrior) -> Tensor:
 def rms(prior: SourcePrior) -> float:
     """Root mean square of the clean source, by its spectrum; full scale is 1.0."""
     return float(full_sum(mean_spectrum(prior).double(), prior.time).div(prior.time).sqrt())
-
-
-def full_sum(bins: Tensor, time: int) -> Tensor:
-    """Sum over all DFT bins of ``time`` samples, of what is given on the non-negative frequencies: ``(..., bins)``.
-
-    All bins but those at 0 Hz and half the sample rate stand for two.
-    """
-    return bins.sum(-1) + bins[..., 1 : (time + 1) // 2].sum(-1)
 
 
 class _LogProbWithScore(torch.autograd.Function):

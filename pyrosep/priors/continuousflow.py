@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.precision import chosen_precision
-from pyrosep.priors.bandnet import ShortTimeSpectrum
+from pyrosep.nn.denoiser import BandDenoiser, Preconditioned
+from pyrosep.nn.precision import chosen_precision
 from pyrosep.priors.base import SourcePrior
-from pyrosep.priors.denoiser import BandDenoiser, Preconditioned
-from pyrosep.priors.gaussian import GaussianPrior, interpolate_spectrum
+from pyrosep.priors.gaussian import GaussianPrior
+from pyrosep.signal.spectra import ShortTimeSpectrum, interpolate_spectrum
 
 #: Frames up to so many samples have the trace of their density exact by default; others by so many probes.
 _EXACT, _PROBES = 256, 16
@@ -63,7 +63,7 @@ class ContinuousFlow(SourcePrior):
         sample_rate: Hz.
 
     Example:
-        >>> from pyrosep.priors import DENOISERS, Denoiser
+        >>> from pyrosep.nn import DENOISERS, Denoiser
         >>> prior = ContinuousFlow(Denoiser(DENOISERS["tiny"], torch.ones(33)), frame=50)
         >>> x = prior.at(0.5).sample((3,))
         >>> prior.at(0.5).denoise(x).shape

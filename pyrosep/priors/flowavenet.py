@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.nn.flow import ActNorm, MultiScaleFlow
+from pyrosep.nn.wavenet import LevelEmbedding
 from pyrosep.priors.base import SourcePrior
-from pyrosep.priors.flow import ActNorm, MultiScaleFlow
-from pyrosep.priors.gaussian import interpolate_spectrum, mean_power
-from pyrosep.priors.wavenet import LevelEmbedding
+from pyrosep.signal.spectra import interpolate_spectrum, mean_power
 
 __all__ = ["SIZES", "FloWaveNet", "FloWaveNetwork", "FlowSize"]
 
@@ -184,7 +184,7 @@ class FloWaveNet(SourcePrior, _Transformed):
 
     .. math:: \log p_\sigma(x) = \log N(f(x, \sigma); 0, I) + \log |\det \partial f / \partial x|
 
-    with :math:`f` a :class:`~pyrosep.priors.flow.MultiScaleFlow`: squeezes, :class:`~pyrosep.priors.flow.ActNorm`, and
+    with :math:`f` a :class:`~pyrosep.nn.flow.MultiScaleFlow`: squeezes, :class:`~pyrosep.nn.flow.ActNorm`, and
     affine couplings by WaveNets (Kim et al., 2019, "FloWaveNet: A Generative Flow for Raw Audio"), whose noise level is
     a condition of the networks instead of one network a level. The density is exact, and a draw takes one pass.
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
-from pyrosep.priors.base import SourcePrior, full_sum
+from pyrosep.priors.base import SourcePrior
+from pyrosep.signal.spectra import full_sum, interpolate_spectrum
 
 __all__ = ["GaussianPrior", "fit_spectrum"]
 
@@ -123,22 +124,6 @@ class GaussianPrior(SourcePrior):
 
     def _filter(self, value: Tensor, response: Tensor) -> Tensor:
         return torch.fft.irfft(torch.fft.rfft(value) * response, n=self.time)
-
-
-def interpolate_spectrum(spectrum: Tensor, bins: int) -> Tensor:
-    """A spectrum on another even grid from 0 to half the sample rate, linear in the logarithm."""
-    if len(spectrum) == bins:
-        return spectrum
-    position = torch.linspace(0, len(spectrum) - 1, bins, dtype=torch.float64, device=spectrum.device)
-    left = position.long().clamp(max=len(spectrum) - 2)
-    weight = (position - left).to(spectrum.dtype)
-    log_power = spectrum.log()
-    return torch.lerp(log_power[left], log_power[left + 1], weight).exp()
-
-
-def mean_power(spectrum: Tensor) -> Tensor:
-    """Of a sample: the mean of a spectrum over all DFT bins, of which all but the first and last come twice."""
-    return (spectrum[1:] + spectrum[:-1]).mean() / 2
 
 
 def fit_spectrum(frames: Iterable[Tensor], *, floor_db: float = -80.0) -> Tensor:

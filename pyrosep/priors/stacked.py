@@ -30,7 +30,7 @@ class StackedFlows:
         ConfigurationError: no priors, or such as can't be stacked.
 
     Example:
-        >>> from pyrosep.priors import DENOISERS, Denoiser
+        >>> from pyrosep.nn import DENOISERS, Denoiser
         >>> priors = [ContinuousFlow(Denoiser(DENOISERS["tiny"], torch.ones(9)), frame=32) for _ in range(3)]
         >>> StackedFlows(priors).at(0.5).denoise(torch.randn(2, 3, 32)).shape
         torch.Size([2, 3, 32])

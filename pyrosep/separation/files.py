@@ -16,7 +16,7 @@ import torch
 
 from pyrosep import audio
 from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
-from pyrosep.diagnostics.summaries import BAND_EDGES, summarize, verdict
+from pyrosep.diagnostics.summaries import summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.naming import check_source_names, track_folders
 from pyrosep.results import (
@@ -31,6 +31,7 @@ from pyrosep.results import (
 from pyrosep.separation.methods import choose_method
 from pyrosep.separation.separator import Hearing, Separator, Stream
 from pyrosep.separation.settings import Settings
+from pyrosep.signal.summaries import BAND_EDGES
 from pyrosep.zoo import PriorSet
 
 if TYPE_CHECKING:

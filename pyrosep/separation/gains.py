@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer import fit_gains
-from pyrosep.priors.base import full_sum
+from pyrosep.signal.spectra import full_sum
 from pyrosep.zoo import PriorSet
 
 __all__ = ["mix_gains"]

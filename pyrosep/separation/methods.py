@@ -21,7 +21,6 @@ from torch import Tensor
 
 from pyrosep import mixing
 from pyrosep.diagnostics.modes import same_mode, weights_of
-from pyrosep.diagnostics.summaries import audio_summaries
 from pyrosep.errors import ConfigurationError
 from pyrosep.guides import EncoderGuide
 from pyrosep.infer import MALA, AnnealedSGLD, GaussianPosterior, LangevinKernel, LangevinMCMC, noise_ladder
@@ -29,6 +28,7 @@ from pyrosep.infer.descent import LEVELS, Descent, descends_from_mix, descent_la
 from pyrosep.infer.noising import common_transform
 from pyrosep.infer.response import LinearMix
 from pyrosep.separation.settings import Settings, check_draws
+from pyrosep.signal.summaries import audio_summaries
 from pyrosep.zoo import PriorSet
 
 __all__ = [

@@ -18,7 +18,7 @@ from pyrosep.priors import SourcePrior
 from pyrosep.separation.gains import mix_gains
 from pyrosep.separation.methods import Estimate, Problem, choose_method
 from pyrosep.separation.settings import Settings
-from pyrosep.windows import cross_fade, windows_of
+from pyrosep.signal.windows import cross_fade, windows_of
 from pyrosep.zoo import PriorSet
 
 __all__ = ["Hearing", "Separation", "Separator", "Stream", "separate"]

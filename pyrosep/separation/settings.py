@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.annealed import check_coupling
 from pyrosep.infer.ladder import check_ladder
-from pyrosep.precision import chosen_precision
+from pyrosep.nn.precision import chosen_precision
 
 __all__ = ["METHODS", "Settings"]
 
@@ -54,7 +54,7 @@ class Settings:
             draw within its windows, which are independent of each other, cross-faded.
         temperature: by how much draws lie further from their mean than the chains of a search left them, so that
             intervals by them hold what they say; the mean stays. ``None`` for the prior set's own where it has one for
-            the method (:func:`~pyrosep.calibration.calibrate`) and ``coupling`` is ``"shared"``, else 1.
+            the method (:func:`~pyrosep.evaluation.calibration.calibrate`) and ``coupling`` is ``"shared"``, else 1.
         seed: of the draws.
 
     Raises:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import CheckpointError
-from pyrosep.priors.bandnet import BandSize
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.denoiser import DenoiserSize, denoiser_of
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.continuousflow import ContinuousFlow
-from pyrosep.priors.denoiser import DenoiserSize, denoiser_of
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior
 from pyrosep.priors.oscillator import OscillatorPrior

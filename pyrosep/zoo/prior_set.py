@@ -38,9 +38,9 @@ class PriorSetInfo:
         gains: how loud its sources are in a mix: ``"mean"`` (1/N each, as in the toy data), ``"level"`` (as they were
             recorded, up to one factor for the whole mix) or ``"fit"`` (each by its own, found from the mix).
         summary: one line.
-        temperatures: by method of :func:`~pyrosep.separation`, by how much draws of these priors' search are to lie
-            further from their mean than the search leaves them; see :func:`~pyrosep.calibration.calibrate`. 1
-            where there is none.
+        temperatures: by method of :func:`~pyrosep.separate`, by how much draws of these priors' search are to lie
+            further from their mean than the search leaves them; 1 where there is none. See
+            :func:`~pyrosep.evaluation.calibration.calibrate`.
     """
 
     name: str

@@ -28,9 +28,9 @@ from pyro.infer import HMC
 from torch import Tensor, nn
 
 from pyrosep import MALA, SGLD, GaussianPosterior, GaussianPrior, LangevinMCMC, Potential, SourcePrior
-from pyrosep.diagnostics import audio_summaries
 from pyrosep.infer import LangevinKernel
 from pyrosep.mixing import linear_mix
+from pyrosep.signal.summaries import audio_summaries
 
 SOURCES = ("bass", "drums", "vocals", "other")
 SAMPLE_RATE = 16_000

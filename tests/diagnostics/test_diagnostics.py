@@ -12,7 +12,6 @@ from pyro.infer import HMC, MCMC
 
 from pyrosep import MALA, SGLD, GaussianPrior, LangevinMCMC
 from pyrosep.diagnostics import (
-    audio_summaries,
     plot_diagnostics,
     plot_spectrograms,
     read_netcdf,
@@ -24,6 +23,7 @@ from pyrosep.diagnostics import (
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.infer import ChainWarning
 from pyrosep.mixing import linear_mix, panned_mix, unknown_gains_mix
+from pyrosep.signal.summaries import audio_summaries
 
 TIME, RATE = 16, 8000
 

@@ -11,8 +11,9 @@ from torch.distributions import Normal
 from pyrosep import EncoderGuide, GaussianPosterior, GaussianPrior
 from pyrosep.diagnostics import fit_temperature, importance_k_hat, interval_coverage, mix_check
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.guides import UNetSize, simulate
+from pyrosep.guides import simulate
 from pyrosep.mixing import mean_mix
+from pyrosep.nn.refining import UNetSize
 
 TIME, NOISE, POWERS = 16, 0.3, (4.0, 0.5)
 TINY = UNetSize(hop=4, width=4, levels=0, layers=1)

@@ -7,9 +7,9 @@ import torch
 from pyrosep import EncoderGuide, load_priors, save_guide
 from pyrosep.data.toy import SAMPLE_RATE, WAVES, ToyMixes
 from pyrosep.errors import ConfigurationError
-from pyrosep.evaluate import si_sdr
 from pyrosep.experiments.guides import METHODS, _chosen, guides
-from pyrosep.guides import UNetSize
+from pyrosep.metrics import si_sdr
+from pyrosep.nn.refining import UNetSize
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pyrosep.cli import app
 from pyrosep.data import ToySource
 from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.experiments import HeldOut, constant_inputs, cross_likelihood, noised_likelihood
-from pyrosep.experiments.samplers import wilson_interval
+from pyrosep.metrics import wilson_interval
 from pyrosep.priors import SIZES, FloWaveNet, FloWaveNetwork, GaussianPrior, OscillatorPrior
 from pyrosep.zoo import save_priors
 

@@ -6,7 +6,8 @@ import torch
 from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, audio, save_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.music import music
-from pyrosep.priors import BandDenoiser, BandSize
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.denoiser import BandDenoiser
 from pyrosep.separation import Settings
 from pyrosep.zoo import save_guide
 

@@ -4,7 +4,8 @@ import pandas
 import pytest
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.experiments.samplers import ARMS, DEFAULTS, _kernel, _Task, samplers, wilson_interval
+from pyrosep.experiments.samplers import ARMS, DEFAULTS, _kernel, _Task, samplers
+from pyrosep.metrics import wilson_interval
 from pyrosep.mixing import mean_mix
 from pyrosep.priors import OscillatorPrior
 

@@ -7,7 +7,8 @@ from pyrosep import ContinuousFlow, GaussianPrior, audio, save_priors
 from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.experiments.sets import sets
 from pyrosep.experiments.windows import improvements, song_windows
-from pyrosep.priors import BandDenoiser, BandSize
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.denoiser import BandDenoiser
 
 RATE, FRAME = 8000, 2048
 SPECTRA = {

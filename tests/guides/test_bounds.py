@@ -10,8 +10,9 @@ from torch.distributions import Normal, kl_divergence
 
 from pyrosep import EncoderGuide, GaussianPosterior, GaussianPrior
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.guides import UNetSize, iwae, log_weights, simulate
+from pyrosep.guides import iwae, log_weights, simulate
 from pyrosep.mixing import at_level, linear_mix, mean_mix, panned_mix, unknown_gains_mix
+from pyrosep.nn.refining import UNetSize
 
 TIME, NOISE = 12, 0.3
 TINY = UNetSize(hop=4, width=4, levels=1, layers=1)

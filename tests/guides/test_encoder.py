@@ -11,10 +11,10 @@ from torch.distributions import MultivariateNormal, constraints
 
 from pyrosep import MALA, EncoderGuide, GaussianPrior, LangevinMCMC
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.guides import UNetSize
 from pyrosep.guides.bounds import over_mixes
 from pyrosep.guides.projection import Projection
 from pyrosep.mixing import linear_mix, mean_mix, pan_gains, panned_mix, unknown_gains_mix
+from pyrosep.nn.refining import UNetSize
 
 TINY = UNetSize(hop=4, width=6, levels=2, layers=2)
 TIME = 32

@@ -13,8 +13,8 @@ from pyro.infer import MCMC
 
 from pyrosep import AnnealedSGLD, GaussianPrior, LangevinMCMC, OscillatorPrior, Potential
 from pyrosep.errors import ConfigurationError, DivergenceError
-from pyrosep.evaluate import si_sdr
 from pyrosep.infer import COUPLINGS, initial_values, noised
+from pyrosep.metrics import si_sdr
 from pyrosep.mixing import linear_mix, mean_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
 
 LADDER = (2.0, 0.7, 0.3, 0.1)

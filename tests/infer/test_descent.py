@@ -12,8 +12,9 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.infer.descent import share_out
 from pyrosep.infer.response import LinearMix
 from pyrosep.mixing import linear_mix, unknown_gains_mix
-from pyrosep.priors import BandDenoiser, BandSize
-from pyrosep.priors.bandnet import ShortTimeSpectrum
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.denoiser import BandDenoiser
+from pyrosep.signal.spectra import ShortTimeSpectrum
 
 BANDS = BandSize(window=16, bands=2, width=4, neck=4, layers=1, features=4)
 

@@ -7,7 +7,7 @@ import torch
 
 from pyrosep import MALA, AnnealedSGLD, ContinuousFlow, GaussianPosterior, GaussianPrior, LangevinMCMC
 from pyrosep.mixing import linear_mix
-from pyrosep.priors import DenoiserSize
+from pyrosep.nn.denoiser import DenoiserSize
 
 
 class Bare(GaussianPrior):

@@ -9,7 +9,8 @@ from pyrosep import ContinuousFlow, GaussianPrior, load_priors, save_priors
 from pyrosep.errors import CheckpointError, ConfigurationError, ShapeError
 from pyrosep.infer import Potential
 from pyrosep.mixing import linear_mix
-from pyrosep.priors import DENOISERS, BandDenoiser, BandSize, Denoiser, DenoiserSize
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.denoiser import DENOISERS, BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.priors.stacked import StackedFlows
 
 TIME, TOP = 24, 20.0

@@ -8,7 +8,8 @@ import torch
 
 from pyrosep import ContinuousFlow, FloWaveNet, GaussianPrior, OscillatorPrior, SourcePrior
 from pyrosep.errors import ConfigurationError, PyrosepError, ShapeError
-from pyrosep.priors import Denoiser, DenoiserSize, FloWaveNetwork, FlowSize
+from pyrosep.nn.denoiser import Denoiser, DenoiserSize
+from pyrosep.priors import FloWaveNetwork, FlowSize
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -7,9 +7,9 @@ import torch
 from pyrosep import AnnealedSGLD, load_priors
 from pyrosep.data import ToyMixes, ToySource
 from pyrosep.data.toy import WAVES
-from pyrosep.evaluate import si_sdr
 from pyrosep.infer import Potential
 from pyrosep.infer.initial import initial_values
+from pyrosep.metrics import si_sdr
 from pyrosep.mixing import mean_mix
 
 MODEL, FRAME = "toy-flowavenet", 2048

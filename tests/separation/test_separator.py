@@ -12,11 +12,12 @@ import torch
 
 from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
-from pyrosep.guides import UNetSize
-from pyrosep.priors import BandDenoiser, BandSize, Denoiser, DenoiserSize
+from pyrosep.nn.bandnet import BandSize
+from pyrosep.nn.denoiser import BandDenoiser, Denoiser, DenoiserSize
+from pyrosep.nn.refining import UNetSize
 from pyrosep.separation import LocalSearch, Separator, Settings, SharedDescent, choose_method, separate
 from pyrosep.separation.methods import _mode_weights
-from pyrosep.windows import windows_of
+from pyrosep.signal.windows import windows_of
 from pyrosep.zoo import PriorSet
 
 RATE = 16_000
@@ -593,7 +594,7 @@ def test_networks_are_evaluated_in_half_precision_where_that_is_asked_for(white_
 def test_by_default_half_precision_is_for_networks_that_stay_accurate_in_it_on_devices_that_are_quick_in_it(
     monkeypatch, white_flows, quick
 ):
-    monkeypatch.setattr("pyrosep.precision.multiplies_bfloat16", lambda device: quick)
+    monkeypatch.setattr("pyrosep.nn.precision.multiplies_bfloat16", lambda device: quick)
     size = DenoiserSize(hop=4, width=8, levels=1, layers=1, heads=0, features=8)
     waveform = ContinuousFlow(Denoiser(size, torch.ones(9)), FRAME, sample_rate=RATE)
     separator = Separator(white_flows | {"waveform": waveform}, RATE, Settings(method="langevin"))

@@ -8,7 +8,7 @@ from torch.distributions import constraints
 
 from pyrosep import EncoderGuide, GaussianPrior, load_guide, save_guide, save_priors, zoo
 from pyrosep.errors import CheckpointError, ConfigurationError, UnknownModelError
-from pyrosep.guides import UNetSize
+from pyrosep.nn.refining import UNetSize
 from pyrosep.zoo import GuideInfo, guide_info
 
 TINY = UNetSize(hop=4, width=6, levels=1, layers=2)

@@ -5,7 +5,7 @@ import torch
 
 from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, PriorSet, load_priors, save_guide, save_priors
 from pyrosep.errors import ConfigurationError
-from pyrosep.guides import UNetSize
+from pyrosep.nn.refining import UNetSize
 from pyrosep.zoo import guide_info
 
 RATE, FRAME = 8_000, 64

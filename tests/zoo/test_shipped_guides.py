@@ -6,7 +6,7 @@ import torch
 from pyrosep import load_guide, load_priors
 from pyrosep.data import ToyMixes
 from pyrosep.diagnostics import interval_coverage
-from pyrosep.evaluate import si_sdr
+from pyrosep.metrics import si_sdr
 from pyrosep.zoo import guides
 
 #: Bytes on disk, all files together.

@@ -1,0 +1,1 @@
+"""Scores of separations where the sources are known, baselines, and the calibration of draws."""

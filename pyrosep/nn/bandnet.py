@@ -1,0 +1,167 @@
+"""A network over time and bands of frequency: short-time spectra in, masks of them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrosep.errors import ConfigurationError
+
+__all__ = ["BandNet", "BandSize"]
+
+#: Below it the power of a bin, of signals of variance 1, is not told from zero.
+_LEAST_POWER = 1e-7
+
+
+@dataclass(frozen=True)
+class BandSize:
+    """How large a :class:`BandNet` is.
+
+    Attributes:
+        window: samples in a window of the short-time spectrum, which moves on by half of it; even.
+        bands: that the bins are put together to.
+        width: channels of a band.
+        neck: channels of a frame, by which its bands meet.
+        layers: how many; their dilation goes from 1 to 8 frames and over again.
+        features: of the noise level, in a denoiser.
+    """
+
+    window: int = 2048
+    bands: int = 32
+    width: int = 48
+    neck: int = 192
+    layers: int = 6
+    features: int = 32
+
+    def __post_init__(self) -> None:
+        least = min(self.bands, self.width, self.neck, self.layers, self.features)
+        if least < 1 or self.window % 2 or self.window < 2 * self.bands:
+            raise ConfigurationError(
+                "a network of bands needs bands, width, neck, layers and features of at least 1, and an even window "
+                f"of at least two samples a band; got {self}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Samples that a frame is padded to a multiple of."""
+        return self.window // 2
+
+
+class BandNet(nn.Module):
+    r"""From short-time spectra to numbers for each of their bins.
+
+    The logarithms of the bins' power are put together to bands, narrow ones at low frequencies, each with its own
+    weights (Luo & Yu, 2023, "band-split"). Layers then look along time, each band with its neighbours in time by the
+    same gated, dilated convolution, and across frequency, all bands of a frame meeting in a narrow layer (as in the
+    time-distributed layers of Choi et al., 2020). Nothing but matrix products, which half precision makes fast on any
+    machine. The output layer starts at zero.
+
+    Arguments:
+        inputs: channels of the signal.
+        outputs: numbers for each bin.
+        size: see :class:`BandSize`.
+        features: of the noise level; 0 for a network without a level.
+
+    Shapes: spectra ``(n, inputs, frame, bin)``, and features ``(n or 1, features)`` of the level, to
+    ``(n, outputs, frame, bin)`` and features of the frames, ``(n, frame, width)``.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: BandSize, *, features: int = 0) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        edges = _band_edges(size.window // 2 + 1, size.bands)
+        starts, widths = torch.tensor(edges[:-1]), torch.tensor(edges).diff()
+        place = torch.arange(int(widths.max()))
+        inside = place < widths.unsqueeze(-1)
+        # Bands are padded with what comes after them, for which their weights are zero.
+        self.register_buffer("bins", (starts.unsqueeze(-1) + place).clamp(max=edges[-1] - 1), persistent=False)
+        self.register_buffer("places", inside.flatten().nonzero().squeeze(-1), persistent=False)
+        self.bins: Tensor
+        self.places: Tensor
+        width = size.width
+        # Flat, for they are a matrix for each band: an optimizer of matrices would take them for one.
+        scale = (inputs * widths).repeat_interleave(widths).rsqrt().view(-1, 1, 1)
+        self.first = nn.Parameter((torch.randn(edges[-1], inputs, width) * scale).flatten())
+        self.place = nn.Parameter(torch.randn(size.bands * width) * 0.1)
+        self.layers = nn.ModuleList(_Layer(size, 2 ** (i % 4), features) for i in range(size.layers))
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Parameter(torch.zeros(edges[-1] * outputs * width))
+        self.base = nn.Parameter(torch.zeros(edges[-1] * outputs))
+
+    def forward(self, spectra: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with torch.autocast(spectra.device.type, enabled=False):
+            power = torch.view_as_real(spectra).square().sum(-1)
+            x = (power + _LEAST_POWER).log() / 4
+            x = x[..., self.bins]  # (n, inputs, frame, band, place)
+        first = self._padded(self.first, self.inputs).transpose(1, 2).flatten(1, 2)  # (band, input and place, width)
+        last = self._padded(self.last, self.outputs).permute(0, 3, 2, 1).flatten(2)  # (band, width, output and place)
+        base = self._padded(self.base, self.outputs).squeeze(-1).transpose(1, 2).flatten(1)
+        x = x.permute(3, 0, 2, 1, 4).flatten(-2)  # (band, n, frame, input and place)
+        n, frames = x.shape[1:3]
+        h = torch.bmm(x.flatten(1, 2), first).unflatten(1, (n, frames)).permute(1, 2, 0, 3)
+        h = h + self.place.view(h.shape[-2:])
+        for layer in self.layers:
+            h = layer(h, level)
+        normal = self.norm(h.to(self.norm.weight.dtype))
+        with torch.autocast(spectra.device.type, enabled=False):
+            out = torch.bmm(normal.permute(2, 0, 1, 3).flatten(1, 2), last) + base.unsqueeze(1)
+            out = out.unflatten(1, (n, frames)).unflatten(-1, (self.outputs, -1))  # (band, n, frame, output, place)
+            out = out.permute(1, 3, 2, 0, 4).flatten(-2)[..., self.places]
+        return out, normal.mean(2)
+
+    def _padded(self, weights: Tensor, count: int) -> Tensor:
+        """Weights of the bins, ``count`` vectors each, by band, then zeros: ``(band, place, count, size)``."""
+        rows = weights.view(len(self.places), count, -1)
+        padded = rows.new_zeros(self.bins.numel(), count, rows.shape[-1]).index_copy(0, self.places, rows)
+        return padded.unflatten(0, self.bins.shape)
+
+
+class _Layer(nn.Module):
+    """Each band along time, then all bands of a frame."""
+
+    def __init__(self, size: BandSize, dilation: int, features: int) -> None:
+        super().__init__()
+        width = size.width
+        self.dilation = dilation
+        self.norm = nn.LayerNorm(width)
+        self.time = nn.Linear(3 * width, 2 * width)
+        self.mixed = nn.Linear(width, width)
+        self.across = nn.LayerNorm(width)
+        self.neck = nn.Linear(size.bands * width, 2 * size.neck)
+        self.spread = nn.Linear(size.neck, size.bands * width)
+        self.level = nn.Linear(features, 2 * (width + size.neck), bias=False) if features else None
+        self.split = (2 * width, 2 * size.neck)
+
+    def forward(self, h: Tensor, level: Tensor | None) -> Tensor:
+        one = two = h.new_zeros(())
+        if self.level is not None:
+            one, two = self.level(level).split(self.split, -1)
+            one, two = one[:, None, None], two[:, None]
+        u = self.norm(h)
+        before, after = (functional.pad(u, (0, 0, 0, 0, *pad)) for pad in ((self.dilation, 0), (0, self.dilation)))
+        frames = u.shape[1]
+        u = torch.cat([before[:, :frames], u, after[:, -frames:]], -1)
+        signal, gate = (self.time(u) + one).chunk(2, -1)
+        h = h + self.mixed(signal * gate.sigmoid())
+        u = self.across(h).flatten(-2)
+        signal, gate = (self.neck(u) + two).chunk(2, -1)
+        return h + self.spread(signal * gate.sigmoid()).unflatten(-1, h.shape[-2:])
+
+
+def _band_edges(bins: int, bands: int) -> list[int]:
+    """Where bands begin, and the last one ends: the first of some four bins, each wider than the last by one share."""
+    least = min(4.0, bins / bands)
+    low, high = 1.0, 2.0
+    for _ in range(60):
+        ratio = (low + high) / 2
+        total = least * sum(ratio**i for i in range(bands))
+        low, high = (ratio, high) if total < bins else (low, ratio)
+    edges, total = [0], 0.0
+    for i in range(bands):
+        total += least * low**i
+        edges.append(max(edges[-1] + 1, round(total)))
+    edges[-1] = bins
+    return edges

@@ -1,0 +1,1 @@
+"""Signals: windows and overlap-add, spectra, summaries."""

@@ -1,0 +1,424 @@
+"""A training loop for any network and loss: averaged weights, mixed precision, several devices, exact resumption.
+
+What is random in a step depends on the seed, the number of the step and the rank of the process alone, so a run that
+was stopped and resumed ends where one that was not does: on a CPU, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
+from pyrosep.nn.precision import check_precision
+from pyrosep.training.muon import Muon, is_matrix
+
+__all__ = ["SCHEDULES", "Trainer", "TrainingResult", "TrainingSettings"]
+
+SCHEDULES = ("cosine", "constant")
+OPTIMIZERS = ("adamw", "muon")
+#: Beside Muon, what is not a matrix is trained by AdamW, at this part of the learning rate.
+_BESIDE_MUON = 0.15
+CHECKPOINT = "checkpoint.pt"
+#: Steps in a row whose gradient is not finite, after which training has failed.
+_PATIENCE = 25
+
+#: Draws a batch of so many items; what is random in it comes from torch's generator, which the loop has seeded.
+Draw = Callable[[int], Any]
+#: The loss of a network on a batch: a number with a gradient. It must call the network as a function.
+Loss = Callable[[nn.Module, Any], Tensor]
+#: Figures of a network on held-out data, by name.
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Attributes:
+        steps: of the optimizer.
+        batch: items in a step, over all processes together.
+        learning_rate: the largest of the run.
+        optimizer: ``"adamw"`` (Loshchilov and Hutter, 2019), or ``"muon"`` for matrices
+            (:class:`~pyrosep.training.muon.Muon`) with AdamW for all else, at 0.15 of the learning rate.
+        schedule: of the learning rate after the warm-up: ``"cosine"`` down to a fiftieth, or ``"constant"``.
+        warmup: steps over which it rises from zero.
+        weight_decay: decoupled.
+        clip: the largest norm of the gradient.
+        ema: decay of the average of the weights; the first steps average over fewer.
+        precision: ``"32-true"`` or ``"bf16-mixed"``, torch's autocast.
+        validate_every, save_every: steps between validations and between checkpoints.
+        seed: of all that is random.
+        accelerator: ``"cpu"`` or ``"cuda"``.
+        devices: processes on each machine, one a device; on a CPU, processes.
+        nodes: machines.
+    """
+
+    steps: int = 5000
+    batch: int = 16
+    learning_rate: float = 2e-3
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    warmup: int = 100
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: str = "32-true"
+    validate_every: int = 500
+    save_every: int = 500
+    seed: int = 0
+    accelerator: str = "cpu"
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        whole = ("steps", "batch", "validate_every", "save_every", "devices", "nodes")
+        if bad := [name for name in whole if getattr(self, name) < 1]:
+            raise ConfigurationError(
+                f"{', '.join(bad)} must be at least 1; got {[getattr(self, name) for name in bad]}"
+            )
+        if not (self.learning_rate > 0 and self.clip > 0 and 0 <= self.ema < 1 and self.warmup >= 0):
+            raise ConfigurationError(
+                "learning_rate and clip must be positive, warmup at least 0, ema from 0 to below 1; got "
+                f"{self.learning_rate}, {self.clip}, {self.warmup}, {self.ema}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ConfigurationError(f"schedule must be one of {SCHEDULES}; got {self.schedule!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigurationError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}")
+        check_precision(self.precision)
+        if self.batch % (self.devices * self.nodes):
+            raise ConfigurationError(
+                f"a batch must split evenly over the processes; got {self.batch} items and {self.devices * self.nodes}"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = min(1.0, (step + 1) / (self.warmup + 1))
+        if self.schedule == "constant":
+            return self.learning_rate * rising
+        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * rising * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
+
+
+@dataclass
+class TrainingResult:
+    """What came of it.
+
+    Attributes:
+        network: with the averaged weights.
+        step: steps that were made, those before a resumption included.
+        history: the figures of every validation, each with its ``step``.
+        skipped: steps whose gradient was not finite and that changed nothing.
+        seconds: since this call.
+    """
+
+    network: nn.Module
+    step: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def report(self) -> dict[str, Any]:
+        """Steps, seconds, the network's parameters and the last validation's figures, for people and files."""
+        figures = self.history[-1] if self.history else {}
+        return {
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            **({"skipped_steps": self.skipped} if self.skipped else {}),
+            **{key: round(value, 2) for key, value in figures.items() if key != "step"},
+        }
+
+
+class Trainer:
+    """Trains a network by AdamW, on one device or several (Lightning Fabric).
+
+    Arguments:
+        settings: see :class:`TrainingSettings`.
+        folder: where checkpoints and TensorBoard logs go; ``None`` keeps neither.
+        about: what else a run is known by, in plain values; a checkpoint of other ones is not resumed from.
+        label: beside the progress bar.
+        quiet: no progress bar.
+
+    Example:
+        >>> settings = TrainingSettings(steps=200, batch=8, learning_rate=0.05, warmup=0)
+        >>> trainer = Trainer(settings, quiet=True)
+        >>> result = trainer.fit(nn.Linear(1, 1), lambda net, x: (net(x) - 3 * x).square().mean(),
+        ...                      lambda count: torch.randn(count, 1))
+        >>> result.step, round(result.network.weight.item(), 1)
+        (200, 3.0)
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        about: Mapping[str, Any] | None = None,
+        label: str = "training",
+        quiet: bool = False,
+        fabric: Any = None,
+    ) -> None:
+        self.settings, self.label, self.quiet = settings, label, quiet
+        self.about = dict(about or {})
+        self.folder = None if folder is None else Path(folder)
+        self.fabric = launch(settings) if fabric is None else fabric
+
+    def fit(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        draw: Draw,
+        *,
+        validate: Validate | None = None,
+        resume: bool = False,
+        until: int | None = None,
+    ) -> TrainingResult:
+        """Train from the start, or from the checkpoint in the folder.
+
+        Arguments:
+            network: trained in place; in the end it holds the averaged weights.
+            loss: of the network (called as a function) and a batch.
+            draw: draws a batch of so many items.
+            validate: figures on held-out data, by name; it gets the averaged weights in eval mode.
+            resume: go on from the folder's checkpoint if there is one.
+            until: stop after so many steps of ``settings.steps``, with a checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of other settings.
+            DivergenceError: no step in a row of 25 had a finite gradient.
+        """
+        settings, fabric = self.settings, self.fabric
+        began, stop = time.perf_counter(), min(settings.steps, until or settings.steps)
+        network = fabric.to_device(network.train().requires_grad_(True))
+        optimizers = _optimizers(network, settings)
+        average = {name: value.detach().clone() for name, value in network.named_parameters()}
+        result = TrainingResult(network, 0)
+        if resume and self.folder is not None and (self.folder / CHECKPOINT).is_file():
+            self._load(network, optimizers, average, result)
+        # Not by Fabric's own mixed precision, which rounds the inputs too: noise at the lowest level would be lost.
+        mixed = settings.precision == "bf16-mixed"
+        module, *optimizers = fabric.setup(_Autocast(network) if mixed else network, *optimizers)
+        lead, bad = fabric.is_global_zero, 0
+        writer = self._writer(result.step) if lead else None
+        with _bar(settings.steps, result.step, self.label, self.quiet or not lead) as bar, _own_randomness():
+            for step in range(result.step, stop):
+                self.step = step
+                torch.manual_seed(_seed(settings.seed, step, fabric.global_rank))
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["initial_lr"] * settings.rate(step) / settings.learning_rate
+                value = loss(module, fabric.to_device(draw(settings.batch // fabric.world_size)))
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                fabric.backward(value)
+                norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+                if bool(torch.isfinite(norm)):  # the same on all processes: gradients are averaged by now
+                    for optimizer in optimizers:
+                        optimizer.step()
+                    bad = 0
+                else:
+                    result.skipped, bad = result.skipped + 1, bad + 1
+                    if bad >= _PATIENCE:
+                        raise DivergenceError(
+                            f"the gradient of {bad} steps in a row is not finite, at step {step + 1}; train with a "
+                            f"learning rate below {settings.learning_rate:g}, or with --precision 32-true"
+                        )
+                _follow(average, network, min(settings.ema, (1 + step) / (10 + step)))
+                result.step = step + 1
+                bar.update()
+                last = result.step == stop
+                if writer is not None and (result.step % 20 == 0 or last):
+                    figures = {"loss": value.item(), "gradient_norm": norm.item(), "learning_rate": settings.rate(step)}
+                    bar.set_postfix(loss=f"{figures['loss']:.4g}", refresh=False)
+                    for name, figure in figures.items():
+                        writer.add_scalar(f"training/{name}", figure, result.step)
+                if lead and validate is not None and (result.step % settings.validate_every == 0 or last):
+                    self._validated(network, average, validate, result, writer)
+                if lead and (result.step % settings.save_every == 0 or last):
+                    self._save(network, optimizers, average, result)
+        if writer is not None:
+            writer.close()
+        fabric.barrier()
+        _copy(average, network)
+        network.eval().requires_grad_(False)
+        result.seconds = time.perf_counter() - began
+        return result
+
+    # --- what happens now and then --------------------------------------------------------------------------------
+
+    def _validated(
+        self, network: nn.Module, average: dict[str, Tensor], validate: Validate, result: TrainingResult, writer: Any
+    ) -> None:
+        with _averaged(network, average), torch.no_grad(), _own_randomness():
+            figures = dict(validate(network))
+        result.history.append({"step": result.step} | figures)
+        if writer is not None:
+            for name, figure in figures.items():
+                writer.add_scalar(f"validation/{name}", figure, result.step)
+
+    def _writer(self, step: int) -> Any:
+        if self.folder is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
+    def _save(
+        self, network: nn.Module, optimizers: list[Any], average: dict[str, Tensor], result: TrainingResult
+    ) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "settings": asdict(self.settings),
+            "about": self.about,
+            "network": network.state_dict(),
+            "average": average,
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "step": result.step,
+            "history": result.history,
+            "skipped": result.skipped,
+        }
+        beside = self.folder / f".{CHECKPOINT}.part"
+        torch.save(state, beside)
+        beside.replace(self.folder / CHECKPOINT)
+
+    def _load(
+        self,
+        network: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        average: dict[str, Tensor],
+        result: TrainingResult,
+    ) -> None:
+        assert self.folder is not None
+        path = self.folder / CHECKPOINT
+        try:
+            state = torch.load(path, map_location=next(network.parameters()).device, weights_only=True)
+            before = state["settings"] | state.get("about", {})
+            # What the checkpoint does not tell, for it is of an earlier version, is not held against it.
+            now = asdict(self.settings) | {key: value for key, value in self.about.items() if key in before}
+            if differing := _differences(before, now):
+                raise CheckpointError(
+                    f"{path} is of other settings ({differing}); train with those, or without it into another folder"
+                )
+            network.load_state_dict(state["network"])
+            for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(own)
+            for name, value in average.items():
+                value.copy_(state["average"][name])
+            result.step, result.history, result.skipped = state["step"], state["history"], state["skipped"]
+        except CheckpointError:
+            raise
+        except Exception as error:  # torch.load and load_state_dict raise what they come across
+            first = (str(error).splitlines() or [""])[0]
+            raise CheckpointError(f"{path} can't be resumed from ({first}); remove it to start anew") from error
+
+
+def launch(settings: TrainingSettings) -> Any:
+    """Lightning Fabric for these settings, with its processes started: to be called once in a program."""
+    from lightning.fabric import Fabric
+
+    alone = settings.devices * settings.nodes == 1
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        strategy="auto" if alone else "ddp",
+    )
+    fabric.launch()
+    return fabric
+
+
+def _optimizers(network: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
+    """Each parameter in one of them; their groups keep the rate that is theirs at the schedule's height."""
+    parameters, rate, decay = list(network.parameters()), settings.learning_rate, settings.weight_decay
+    matrices = [one for one in parameters if settings.optimizer == "muon" and is_matrix(one)]
+    others = [one for one in parameters if settings.optimizer != "muon" or not is_matrix(one)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, rate, weight_decay=decay))
+        rate = _BESIDE_MUON * rate
+    if others:
+        optimizers.append(torch.optim.AdamW(others, rate, betas=(0.9, 0.99), weight_decay=decay, fused=True))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+class _Autocast(nn.Module):
+    """A network whose calls are in mixed precision; its inputs and weights are not."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> Any:
+        device = next(self.network.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16):
+            return self.network(*inputs)
+
+
+#: What may change between a run and its resumption.
+_FREE = ("validate_every", "save_every", "accelerator", "devices", "nodes")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+    return ", ".join(f"{key} {before.get(key)}, not {now[key]}" for key in keys)
+
+
+def _seed(*key: int) -> int:
+    """A seed for torch from whole numbers, other ones for other numbers."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _own_randomness() -> Any:
+    """What is drawn inside leaves the caller's random state alone."""
+    return torch.random.fork_rng()
+
+
+def _bar(total: int, done: int, label: str, quiet: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, initial=done, desc=label, disable=quiet or None, leave=False)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
+    new = [value.detach() for value in network.parameters()]
+    torch._foreach_lerp_(list(average.values()), new, 1 - decay)
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], network: nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        parameter.copy_(values[name])
+
+
+class _averaged:
+    """The network with its averaged weights, in eval mode, for a while."""
+
+    def __init__(self, network: nn.Module, average: dict[str, Tensor]) -> None:
+        self.network, self.average = network, average
+
+    def __enter__(self) -> None:
+        self.own = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+        _copy(self.average, self.network)
+        self.network.eval()
+
+    def __exit__(self, *_: object) -> None:
+        _copy(self.own, self.network)
+        self.network.train()
