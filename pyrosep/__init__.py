@@ -16,9 +16,8 @@ from pyrosep.infer import (
 from pyrosep.priors import ContinuousFlow, FloWaveNet, GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum
 from pyrosep.separation import Separation, Separator, Settings, separate
 from pyrosep.training.guides import fit_guide
+from pyrosep.version import __version__
 from pyrosep.zoo import PriorSet, load_guide, load_priors, save_guide, save_priors
-
-__version__ = "0.1.0"
 
 __all__ = [
     "MALA",
@@ -38,6 +37,7 @@ __all__ = [
     "Settings",
     "SourcePrior",
     "SpectralPreconditioner",
+    "__version__",
     "compare_chains",
     "fit_guide",
     "fit_spectrum",

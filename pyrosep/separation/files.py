@@ -32,6 +32,7 @@ from pyrosep.separation.methods import choose_method
 from pyrosep.separation.separator import Hearing, Separator, Stream
 from pyrosep.separation.settings import Settings
 from pyrosep.signal.summaries import BAND_EDGES
+from pyrosep.version import __version__
 from pyrosep.zoo import PriorSet
 
 if TYPE_CHECKING:
@@ -195,8 +196,6 @@ def _write_stems(
 
 
 def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seconds: float) -> dict[str, Any]:
-    from pyrosep import __version__
-
     duration = hearing.samples / about.sample_rate
     return {
         "pyrosep": __version__,
