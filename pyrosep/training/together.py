@@ -71,7 +71,8 @@ def train_together(
         folder, resume, until, label, quiet, fabric: see :class:`~pyrosep.training.trainer.Trainer`.
 
     Returns:
-        the priors, and figures: steps, seconds, and by source the SNR in dB of held-out mixes separated.
+        the priors, and figures: steps, seconds, and the SNR in dB of held-out mixes separated, by source, of those that
+        sound in them.
 
     Raises:
         ConfigurationError: priors that it is not for, or frames of other sources.
@@ -170,7 +171,7 @@ def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def _figures(network: nn.Module, held_out: Tensor, seed: int) -> dict[str, float]:
-    """By source, the SNR in dB of held-out sources ``(n, source, time)`` found in their sum by one descent."""
+    """SNR in dB of held-out sources ``(n, source, time)`` found in their sum by one descent: of those that sound."""
     assert isinstance(network, _Together)
     device = next(network.parameters()).device
     ladder, wrong = network.ladders[-1], torch.zeros(len(network.names))
@@ -178,5 +179,7 @@ def _figures(network: nn.Module, held_out: Tensor, seed: int) -> dict[str, float
         torch.manual_seed(seed)
         for clean in held_out.to(device).split(_ROWS):
             wrong += (network.means(network.mixed(clean), ladder) - clean).square().sum((0, 2)).cpu()
-    snr = 10 * (held_out.square().sum((0, 2)) / wrong).log10()
-    return {f"SNR of {name}": float(value) for name, value in zip(network.names, snr, strict=True)}
+    power = held_out.square().sum((0, 2))
+    snr = (10 * (power / wrong).log10()).tolist()
+    heard = zip(network.names, snr, (power > 0).tolist(), strict=True)
+    return {f"SNR of {name}": value for name, value, sounds in heard if sounds}

@@ -107,6 +107,15 @@ def test_a_training_that_was_stopped_ends_where_one_that_was_not_does(tmp_path):
             torch.testing.assert_close(again[name].network.state_dict()[key], value, rtol=0, atol=0)
 
 
+def test_a_source_that_is_silent_in_all_that_is_held_out_has_no_figure():
+    """A ratio of nothing is no number, and files of JSON have no infinity."""
+    own = frames()
+    own["low"] = Frames(own["low"].draw, torch.zeros(16, FRAME), 8000)
+    _, report = train_together(flows(), own, settings(steps=1), agreement=0.0, quiet=True)
+    assert "SNR of high" in report
+    assert "SNR of low" not in report
+
+
 def test_what_it_is_not_for_is_refused():
     with pytest.raises(ConfigurationError, match="low, high know nothing of interference"):
         train_together(flows(interference=False), frames(), settings(), quiet=True)
