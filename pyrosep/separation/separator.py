@@ -16,7 +16,8 @@ from pyrosep import audio
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.priors import SourcePrior
 from pyrosep.separation.gains import mix_gains
-from pyrosep.separation.methods import Estimate, Problem, choose_method
+from pyrosep.separation.methods import choose_method
+from pyrosep.separation.problem import Estimate, Problem
 from pyrosep.separation.settings import Settings
 from pyrosep.signal.windows import cross_fade, windows_of
 from pyrosep.zoo import PriorSet

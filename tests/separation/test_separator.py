@@ -16,7 +16,7 @@ from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.nn.refining import UNetSize
 from pyrosep.separation import LocalSearch, Separator, Settings, SharedDescent, choose_method, separate
-from pyrosep.separation.methods import _mode_weights
+from pyrosep.separation.chains import mode_weights
 from pyrosep.signal.windows import windows_of
 from pyrosep.zoo import PriorSet
 
@@ -495,7 +495,7 @@ def test_a_chain_astray_has_no_say_in_the_mean():
     levels[2] += 50.0
     part = {"lp": np.zeros(shape), "energy_db": levels, "band_db": levels, "projection": levels}
     part["lp"][2] -= 200.0
-    assert _mode_weights(part).flatten().tolist() == pytest.approx([0.5, 0.5, 0.0])
+    assert mode_weights(part).flatten().tolist() == pytest.approx([0.5, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("coupling", ["sweeps", "noisy", "denoised", "constraint"])

@@ -1,0 +1,243 @@
+"""Separating by chains: sampled, searched for, or drawn down the noise levels together."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosep import mixing
+from pyrosep.diagnostics.modes import same_mode, weights_of
+from pyrosep.infer import MALA, AnnealedSGLD, LangevinKernel, LangevinMCMC, noise_ladder
+from pyrosep.infer.descent import LEVELS, descent_ladder
+from pyrosep.separation.from_guide import GuideStart, checked_guide, guide_moments
+from pyrosep.separation.problem import Estimate, Method, Problem
+from pyrosep.signal.summaries import audio_summaries
+from pyrosep.zoo import PriorSet
+
+__all__ = ["Chains", "LocalSearch", "SharedDescent", "mode_weights"]
+
+#: Levels of a search by sweeps, and of one with the local coupling.
+_SWEEP_LEVELS, _LOCAL_LEVELS = 20, 12
+#: Chains that leave so many times the power of the mix that the best one leaves are passed over, without a density.
+_FAR = 4.0
+#: Of :class:`~pyrosep.MALA`, before it adapts.
+_STEP = 0.5
+
+
+@dataclass(frozen=True)
+class _Sampled(Method):
+    """Chains for each window and channel, all of them in one batch.
+
+    Attributes:
+        chains: for each window and channel.
+        draws: kept from each chain.
+        warmup: steps before the first draw.
+        guided: whether chains start from the guide, and not from the mix.
+    """
+
+    chains: int = 4
+    draws: int = 1
+    warmup: int = 0
+    guided: bool = False
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "guide+langevin" if self.guided else "langevin"
+
+    @property
+    def states(self) -> int:
+        return self.chains
+
+    @property
+    def count(self) -> int:
+        return self.chains * self.draws
+
+    def check(self, priors: PriorSet, keep: int = 0) -> None:
+        super().check(priors, keep)
+        if self.guided:
+            checked_guide(priors)
+
+    @abstractmethod
+    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
+        """What moves the chains."""
+
+    def _start(self, problem: Problem) -> Any:
+        return GuideStart(checked_guide(problem.priors), problem.gains) if self.guided else "mix"
+
+    def _samples(self, problem: Problem) -> tuple[Tensor, dict[str, np.ndarray]]:
+        """Draws ``(chain, window, channel, draw, source, frame)`` as they are in the mix, and their summaries."""
+        count, channels, frame = problem.mix.shape
+        rows = problem.rows(self.chains)
+        mcmc = LangevinMCMC(
+            self._kernel(mixing.linear_mix(problem.priors, problem.gains, problem.noise), problem.priors),
+            num_samples=self.draws,
+            warmup_steps=self.warmup,
+            num_chains=len(rows),
+            init=self._start(problem),
+            seed=problem.seed,
+            check=False,  # the model is this library's own
+            disable_progbar=True,
+        )
+        mcmc.run(rows)
+        samples = mcmc.get_samples(group_by_chain=True)
+        stacked = torch.stack([samples[name] for name in problem.priors], 2) * problem.gains[:, None]
+        shape = (self.chains, count, channels, self.draws)
+        stacked = stacked.reshape(*shape, len(problem.priors), frame)
+        found = audio_summaries(stacked.numpy(), problem.sample_rate)
+        found |= {name: value.reshape(shape).numpy() for name, value in mcmc.sample_stats().items()}
+        return stacked, {name: np.moveaxis(value, 3, 1) for name, value in found.items()}
+
+    def _weighted(
+        self, problem: Problem, samples: Tensor, weight: Tensor, *, more: Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, deviation and kept draws of chains that count by weights.
+
+        Arguments:
+            samples: ``(chain, window, channel, draw, source, frame)``.
+            weight: ``(chain, window, channel)``.
+            more: variance besides that of the draws.
+            temperature: of the draws about their mean.
+        """
+        by_draw = _by_draw(samples)
+        weight = weight.repeat_interleave(self.draws, 0) / self.draws  # (chain * draw, window, channel)
+        wide = weight[:, :, None, :, None].to(by_draw)
+        mean = (wide * by_draw).sum(0)
+        # Of few draws the mean is drawn to each of them. A single one that counts has no spread at all.
+        freedom = (1 - wide.square().sum(0)).clamp(min=1e-9)
+        variance = (wide * (by_draw - mean).square()).sum(0) / freedom
+        if more is not None:
+            variance = variance + more
+        # The kept draws are as many from each chain as its weight asks for, window by window.
+        place = (torch.arange(problem.keep, dtype=torch.float64) + 0.5) / max(1, problem.keep)
+        running = weight.cumsum(0).permute(1, 2, 0).contiguous()
+        places = place.expand(*running.shape[:2], -1).contiguous()
+        index = torch.searchsorted(running, places).clamp(max=len(weight) - 1)
+        index = index.permute(2, 0, 1)[:, :, None, :, None].expand(-1, -1, by_draw.shape[2], -1, by_draw.shape[-1])
+        drawn = mean + temperature * (by_draw.gather(0, index) - mean)
+        return mean, temperature * variance.sqrt(), drawn
+
+
+@dataclass(frozen=True)
+class Chains(_Sampled):
+    """Chains of :class:`~pyrosep.MALA` on the posterior itself, after a search where it may have several modes.
+
+    Attributes:
+        ladder: of the search, falling noise levels, or how many; ``None`` for no search.
+        coupling: of the search, see :class:`~pyrosep.AnnealedSGLD`.
+        redraws: of the search, see :class:`~pyrosep.AnnealedSGLD`.
+    """
+
+    draws: int = 100
+    warmup: int = 50
+    ladder: int | Sequence[float] | None = _SWEEP_LEVELS
+    coupling: str = "sweeps"
+    redraws: int = 24
+
+    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
+        if self.ladder is None:
+            return MALA(model, _STEP)
+        ladder = noise_ladder(priors, self.ladder) if isinstance(self.ladder, int) else self.ladder
+        return AnnealedSGLD(model, ladder, coupling=self.coupling, redraws=self.redraws, step_size=_STEP)
+
+    def posterior(self, problem: Problem) -> Estimate:
+        samples, summaries = self._samples(problem)
+        if self.ladder is None:  # chains that move freely count alike
+            by_draw = _by_draw(samples)
+            spread, mean = torch.std_mean(by_draw, 0)
+            kept = torch.arange(problem.keep) * len(by_draw) // max(1, problem.keep)
+            return Estimate(mean, spread, by_draw[kept], summaries)
+        dense = all(prior.has_density for prior in problem.priors.values())
+        weight = mode_weights(summaries) if dense else _fair_weights(problem.mix, samples)
+        return Estimate(*self._weighted(problem, samples, weight), summaries)
+
+
+@dataclass(frozen=True)
+class LocalSearch(_Sampled):
+    """Searches by Langevin moves under the coupling ``"local"``: for denoisers that filter and know no interference.
+
+    What such a search is of is no density, and where it ends is as good a draw as steps from there. It stays near
+    where it starts: what it can't find out, all of its chains get wrong alike. From a guide the deviations are its
+    own and the guide's, in quadrature.
+
+    Attributes:
+        ladder: falling noise levels, or how many.
+    """
+
+    ladder: int | Sequence[float] = _LOCAL_LEVELS
+
+    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
+        ladder = noise_ladder(priors, self.ladder) if isinstance(self.ladder, int) else self.ladder
+        last = self.draws > 1
+        return AnnealedSGLD(model, ladder, coupling="local", redraws=0, sample_last=last, preconditioner=None)
+
+    def posterior(self, problem: Problem) -> Estimate:
+        samples, summaries = self._samples(problem)
+        more = guide_moments(problem)[1].square() if self.guided else None
+        weight = _fair_weights(problem.mix, samples)
+        return Estimate(*self._weighted(problem, samples, weight, more=more), summaries)
+
+
+@dataclass(frozen=True)
+class SharedDescent(_Sampled):
+    """Descents of all sources together, see :class:`~pyrosep.infer.descent.DescentSearch`: a draw where each ends.
+
+    Attributes:
+        ladder: falling noise levels, or how many.
+        temperature: see :class:`Settings`.
+    """
+
+    chains: int = 8
+    ladder: int | Sequence[float] = LEVELS
+    temperature: float = 1.0
+
+    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
+        ladder = descent_ladder(priors, self.ladder) if isinstance(self.ladder, int) else self.ladder
+        return AnnealedSGLD(model, ladder, coupling="shared", sample_last=self.draws > 1, preconditioner=None)
+
+    def _start(self, problem: Problem) -> Any:
+        return GuideStart(checked_guide(problem.priors), problem.gains, drawn=False) if self.guided else "mix"
+
+    def posterior(self, problem: Problem) -> Estimate:
+        samples, summaries = self._samples(problem)
+        weight = _fair_weights(problem.mix, samples)
+        return Estimate(*self._weighted(problem, samples, weight, temperature=self.temperature), summaries)
+
+
+def _by_draw(samples: Tensor) -> Tensor:
+    """``(chain, window, channel, draw, source, frame)`` to ``(chain * draw, window, source, channel, frame)``."""
+    return samples.permute(0, 3, 1, 4, 2, 5).flatten(0, 1)
+
+
+def _fair_weights(mix: Tensor, samples: Tensor) -> Tensor:
+    """Of chains whose priors have no density: alike, but for those that leave far more of the mix than the best.
+
+    Arguments:
+        mix: ``(window, channel, frame)``.
+        samples: as they are in the mix, ``(chain, window, channel, draw, source, frame)``.
+
+    Returns:
+        ``(chain, window, channel)``.
+    """
+    left = (mix.cpu().unsqueeze(2) - samples.sum(4)).double().square().mean((-1, -2))
+    fair = (left <= _FAR * left.amin(0)).double()
+    return fair / fair.sum(0)
+
+
+def mode_weights(summaries: dict[str, np.ndarray]) -> Tensor:
+    """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``."""
+    height = summaries["lp"].mean(1)
+    flat = np.concatenate(
+        [summaries[name].reshape(*summaries["lp"].shape, -1) for name in ("energy_db", "band_db", "projection")], -1
+    )
+    means, deviations = flat.mean(1), flat.std(1)
+    weight = np.empty_like(height)
+    for cell in np.ndindex(*height.shape[1:]):
+        where = (slice(None), *cell)
+        weight[where] = weights_of(height[where], same_mode(means[where], deviations[where]))
+    return torch.from_numpy(weight)

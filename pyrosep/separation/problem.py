@@ -1,0 +1,105 @@
+"""What a method of separation is given, and what it gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosep.separation.settings import check_draws
+from pyrosep.zoo import PriorSet
+
+__all__ = ["Estimate", "Method", "Problem", "seeded"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of mixes to separate.
+
+    Attributes:
+        mix: ``(window, channel, frame)``, on the priors' device and at their rate.
+        priors: for frames of this length.
+        gains: of the sources in the mix, ``(source,)``.
+        noise: standard deviation of the observation noise.
+        keep: draws that are asked for.
+        seed: of the batch's draws.
+        sample_rate: Hz.
+    """
+
+    mix: Tensor
+    priors: PriorSet
+    gains: Tensor
+    noise: float
+    keep: int
+    seed: int
+    sample_rate: int
+
+    @property
+    def scale(self) -> Tensor:
+        """What turns sources ``(..., source, channel, frame)`` into how they are in the mix."""
+        return self.gains[:, None, None]
+
+    def rows(self, chains: int = 1) -> Tensor:
+        """Each window and channel so many times, ``(chain * window * channel, frame)``."""
+        return self.mix.flatten(0, 1).expand(chains, -1, -1).reshape(-1, self.mix.shape[-1])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of the sources of a batch of mixes, as they are in the mix, on the host.
+
+    Attributes:
+        mean: ``(window, source, channel, frame)``.
+        stddev: the same shape.
+        draws: ``(draw, window, source, channel, frame)``, as many as the problem asks for.
+        summaries: of every draw, by name, ``(chain, draw, window, channel, ...)``; empty where there are no chains.
+    """
+
+    mean: Tensor
+    stddev: Tensor
+    draws: Tensor
+    summaries: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """How a batch of mixes becomes an estimate of its sources."""
+
+    #: As it is called in :class:`Settings` and reports.
+    name: ClassVar[str]
+
+    @property
+    def states(self) -> int:
+        """States of a window's sources that are held at once: mean, deviation, and about two to come by them."""
+        return 4
+
+    @property
+    def count(self) -> int | None:
+        """Draws that there are; ``None`` for as many as are asked for."""
+        return None
+
+    def check(self, priors: PriorSet, keep: int = 0) -> None:
+        """Raise ConfigurationError where the method can't separate by these priors, or keep so many draws."""
+        if self.count is not None:
+            check_draws(self.count, keep)
+
+    @abstractmethod
+    def posterior(self, problem: Problem) -> Estimate:
+        """The sources of a batch of mixes."""
+
+    def numbers(self) -> dict[str, Any]:
+        """The method by name, and all its numbers: for reports."""
+        return {"name": self.name} | {one.name: getattr(self, one.name) for one in fields(cast(Any, self))}
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Without gradients, and with a seed, after which the caller's random state is what it was."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
