@@ -223,7 +223,7 @@ def test_a_song_with_no_flag_at_all(tmp_path, monkeypatch):
         assert written.samples.shape == decoded.shape
     assert sums_to(folder, decoded, ("bass", "drums", "vocals", "other"))
     report = json.loads((folder / "run.json").read_text())
-    assert report["settings"]["method"] == "guide+langevin"
+    assert report["method"]["name"] == "guide+langevin"
     assert report["guide"] == "music-guide"
 
 
@@ -688,7 +688,9 @@ def test_evaluate_a_folder(stems, model, tmp_path):
     for words in ("tiny on", "2 mixes", "low", "high", "mean", "exact", "langevin", "of computing a second of audio"):
         assert words in text
     report = json.loads(figures.read_text())
-    assert set(report) == {"data", "model", "guide", "settings", "summary", "real_time_factor", "scores"}
+    told = {"data", "model", "guide", "settings", "methods", "gains", "summary", "real_time_factor", "scores"}
+    assert set(report) == told
+    assert report["methods"]["langevin"]["chains"] == int(QUICK[QUICK.index("--chains") + 1])
     assert report["settings"]["seed"] == 1
     assert set(report["real_time_factor"]) == {"exact", "langevin"}
     assert len(report["scores"]) == 2 * 3 * 2

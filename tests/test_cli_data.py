@@ -195,7 +195,7 @@ def test_priors_are_trained_together(tmp_path, songs, solo, told):
     data = ("--data", songs, "--data", solo, "--weight", 1, "--weight", 2)
     out = ("-o", tmp_path / "out", "--json", tmp_path / "f.json")
     command = ("train-prior", "together", *data, "--start", told, *out, "--steps", 2, "--batch", 4, "-d", "cpu")
-    result = done(*command, "--flip", "--reverb", 0.5)
+    result = done(*command, "--frame", 1024, "--flip", "--reverb", 0.5)
     assert "SNR of bass" in result.output
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["summary"] == "mine"

@@ -67,7 +67,7 @@ def test_the_demonstration(tmp_path, song, monkeypatch):
     total = sum(audio.read(folder / f"{name}.wav").samples for name in STREAMS)
     assert 10 * torch.log10((total - written).square().mean() / written.square().mean()) < -60
     assert (folder / "posterior.nc").is_file()
-    assert result["run"]["settings"]["method"] == "guide+langevin"
+    assert result["run"]["method"]["name"] == "guide+langevin"
     means = {method: sum(scores.values()) / len(scores) for method, scores in result["scores"].items()}
     assert means["chains from the guide"] > means["mix as estimate"]
     picture = tmp_path / "demo.png"

@@ -38,9 +38,6 @@ from pyrosep.cli.options import (
 from pyrosep.cli.training import Data
 from pyrosep.errors import ConfigurationError
 
-#: Seconds that frames are drawn longer by, in which they are shifted until they agree.
-_ROOM = 1.0
-
 
 def train_together_command(
     data: Data,
@@ -118,7 +115,7 @@ def train_together_command(
             name: song_frames(
                 songs,
                 name,
-                prior.time + round(_ROOM * info.sample_rate),
+                prior.time + (prior.time // 2 if agreement else 0),  # room to shift them in
                 sample_rate=info.sample_rate,
                 augmentation=augmentation,
                 seed=seed,
