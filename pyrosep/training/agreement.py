@@ -55,7 +55,7 @@ class AgreeingFrames:
         time: int,
         sample_rate: int,
         *,
-        pool: int = 48,
+        pool: int,
         lasting: int = 8,
         seed: int = 0,
     ) -> None:

@@ -25,6 +25,8 @@ __all__ = ["train_together"]
 _NOISE = 1e-3
 #: Power beside which a mix counts for less, relative to the sources' usual power.
 _SILENCE = 0.05
+#: Frames of each source to choose from.
+_POOL = 48
 #: Held-out mixes, and those that are separated at once.
 _HELD_OUT, _ROWS = 16, 8
 
@@ -100,6 +102,7 @@ def train_together(
         [own.draw for own in frames.values()],
         time,
         next(iter(frames.values())).sample_rate,
+        pool=max(_POOL, settings.batch),
         seed=1009 * settings.seed + trainer.fabric.global_rank,
     )
 
