@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class _Sampled(Method):
     draws: int = 1
     warmup: int = 0
     guided: bool = False
+    #: Whether chains from a guide start from its draws, or all from its mean.
+    _from_draws: ClassVar[bool] = True
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -68,7 +70,9 @@ class _Sampled(Method):
         """What moves the chains."""
 
     def _start(self, problem: Problem) -> Any:
-        return GuideStart(checked_guide(problem.priors), problem.gains) if self.guided else "mix"
+        if not self.guided:
+            return "mix"
+        return GuideStart(checked_guide(problem.priors), problem.gains, drawn=self._from_draws)
 
     def _samples(self, problem: Problem) -> tuple[Tensor, dict[str, np.ndarray]]:
         """Draws ``(chain, window, channel, draw, source, frame)`` as they are in the mix, and their summaries."""
@@ -195,13 +199,11 @@ class SharedDescent(_Sampled):
     chains: int = 8
     ladder: int | Sequence[float] = LEVELS
     temperature: float = 1.0
+    _from_draws: ClassVar[bool] = False
 
     def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
         ladder = descent_ladder(priors, self.ladder) if isinstance(self.ladder, int) else self.ladder
         return AnnealedSGLD(model, ladder, coupling="shared", sample_last=self.draws > 1, preconditioner=None)
-
-    def _start(self, problem: Problem) -> Any:
-        return GuideStart(checked_guide(problem.priors), problem.gains, drawn=False) if self.guided else "mix"
 
     def posterior(self, problem: Problem) -> Estimate:
         samples, summaries = self._samples(problem)

@@ -96,8 +96,7 @@ class OnePass(Method):
 def choose_method(settings: Settings, priors: PriorSet) -> Method:
     """The method that settings ask for, with what their ``None`` comes to for a prior set.
 
-    Raises:
-        ConfigurationError: the priors can't serve it.
+    Whether the priors can serve it, :meth:`~pyrosep.separation.Method.check` says; no guide is loaded here.
     """
     name = settings.method or ("guide+langevin" if priors.has_guide else "langevin")
     family = list(priors.values())
@@ -129,5 +128,4 @@ def choose_method(settings: Settings, priors: PriorSet) -> Method:
         if kind is Chains and not (coupling or settings.ladder) and all(prior.is_gaussian for prior in family):
             chosen["ladder"] = None  # there is one mode
         method = kind(guided="guide" in name, **chosen)
-    method.check(priors, settings.keep)
     return method

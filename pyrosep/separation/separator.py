@@ -151,6 +151,7 @@ class Separator:
         framed = given.frame(self.frame)
         #: What is done, with all its numbers.
         self.method = choose_method(self.settings, framed)
+        self.method.check(framed, self.settings.keep)
         self.priors = framed.with_precision(self.settings.precision, compiled=self.settings.compile)
         #: How loud the sources are in a mix, see :class:`Settings`.
         self.gains = given.gains if self.settings.gains is None else self.settings.gains

@@ -169,6 +169,8 @@ class Trainer:
         fabric: Any = None,
     ) -> None:
         self.settings, self.label, self.quiet = settings, label, quiet
+        #: The step that is being made.
+        self.step = 0
         self.about = dict(about or {})
         self.folder = None if folder is None else Path(folder)
         self.fabric = launch(settings) if fabric is None else fabric

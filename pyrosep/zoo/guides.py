@@ -14,7 +14,15 @@ from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.guides.encoder import EncoderGuide
 from pyrosep.naming import check_source_names
 from pyrosep.zoo.registry import GUIDES, is_known, names, place_of
-from pyrosep.zoo.weights import CONFIG, digest, load_config, load_weights, save_weights, stored_weights
+from pyrosep.zoo.weights import (
+    CONFIG,
+    check_stored_names,
+    digest,
+    load_config,
+    load_weights,
+    save_weights,
+    stored_weights,
+)
 
 __all__ = ["GuideInfo", "check_guide_folder", "find_guide", "guide_info", "guides", "load_guide", "save_guide"]
 
@@ -162,10 +170,7 @@ def _info(folder: Path, config: dict[str, Any]) -> GuideInfo:
         raise CheckpointError(f"{folder / CONFIG} is not a guide's; priors are loaded by load_priors")
     if not isinstance(config.get("sources"), list):
         raise CheckpointError(f"{folder / CONFIG} lacks the guide's sources; save it again")
-    try:
-        check_source_names(config["sources"])
-    except ConfigurationError as error:
-        raise CheckpointError(f"{folder / CONFIG} can't be used: {error}") from None
+    check_stored_names(folder, config["sources"])
     return GuideInfo(
         folder.resolve().name,
         folder,

@@ -112,11 +112,9 @@ class PriorSet(Mapping[str, SourcePrior]):
             raise ConfigurationError(f"temperatures must be positive numbers; got {wrong}")
         #: What the set is on disk, or ``None``.
         self.info = info
-        self._guide: EncoderGuide | None = None
-        #: What the guide is on disk, or ``None``.
-        self.guide_info: GuideInfo | None = None
-        if guide is not None:
-            self._take(guide)
+        self._guide = _Guide(guide)
+        if isinstance(guide, EncoderGuide):  # one on disk is looked at when it is asked for
+            self._check_sources(guide.names)
 
     @classmethod
     def of(cls, priors: Mapping[str, SourcePrior]) -> PriorSet:
@@ -177,7 +175,12 @@ class PriorSet(Mapping[str, SourcePrior]):
     @property
     def has_guide(self) -> bool:
         """Whether there is a guide."""
-        return self._guide is not None or self.guide_info is not None
+        return self._guide.given is not None
+
+    @property
+    def guide_info(self) -> GuideInfo | None:
+        """What the guide is on disk, or ``None``."""
+        return self._guide.given if isinstance(self._guide.given, GuideInfo) else None
 
     def guide(self) -> EncoderGuide | None:
         """The guide, on the priors' device; loaded when it is asked for first. ``None`` where there is none.
@@ -186,10 +189,9 @@ class PriorSet(Mapping[str, SourcePrior]):
             ConfigurationError: it is of other sources.
             CheckpointError: its files are damaged.
         """
-        if self._guide is None and self.guide_info is not None:
+        if self.guide_info is not None:
             self._check_sources(self.guide_info.sources)
-            self._guide = load_guide(self.guide_info.folder, device=self.device)
-        return self._guide
+        return self._guide.loaded(self.device)
 
     # --- the same set, otherwise ------------------------------------------------------------------------------
 
@@ -200,8 +202,8 @@ class PriorSet(Mapping[str, SourcePrior]):
     def to(self, device: torch.device | str) -> PriorSet:
         """The same set on a device."""
         new = self._mapped(lambda prior: prior.to(device))
-        if new._guide is not None:
-            new._guide = copy.deepcopy(new._guide).to(device)
+        given = self._guide.given
+        new._guide = _Guide(copy.deepcopy(given).to(device) if isinstance(given, EncoderGuide) else given)
         return new
 
     def with_precision(self, precision: str, *, compiled: bool = False) -> PriorSet:
@@ -221,13 +223,8 @@ class PriorSet(Mapping[str, SourcePrior]):
             ConfigurationError: the guide is of other sources.
             UnknownModelError, CheckpointError: see :func:`~pyrosep.load_guide`.
         """
-        new = self._like(self._priors)
-        new._guide = new.guide_info = None
-        if isinstance(guide, str | os.PathLike):
-            guide = guide_info(guide)
-        if guide is not None:
-            new._take(guide)
-        return new
+        given = guide_info(guide) if isinstance(guide, str | os.PathLike) else guide
+        return PriorSet(self._priors, gains=self.gains, temperatures=self.temperatures, guide=given, info=self.info)
 
     def only(self, sources: Iterable[str]) -> PriorSet:
         """The priors of some sources, in this order.
@@ -238,10 +235,7 @@ class PriorSet(Mapping[str, SourcePrior]):
         Raises:
             ConfigurationError: a source that the set doesn't have, or one that is given twice.
         """
-        chosen = tuple(sources)
-        check_source_names(chosen)
-        if unknown := [name for name in chosen if name not in self._priors]:
-            raise ConfigurationError(f"{self.name!r} has the sources {list(self)}; asked for {unknown}")
+        chosen = chosen_sources(sources, tuple(self), self.name)
         if chosen == tuple(self):
             return self
         return PriorSet({name: self._priors[name] for name in chosen}, gains=self.gains, info=self.info)
@@ -251,16 +245,35 @@ class PriorSet(Mapping[str, SourcePrior]):
 
     def _like(self, priors: Mapping[str, SourcePrior]) -> PriorSet:
         new = PriorSet(priors, gains=self.gains, temperatures=self.temperatures, info=self.info)
-        new._guide, new.guide_info = self._guide, self.guide_info
+        new._guide = self._guide
         return new
-
-    def _take(self, guide: EncoderGuide | GuideInfo) -> None:
-        if isinstance(guide, GuideInfo):
-            self.guide_info = guide  # which is looked at when it is asked for
-        else:
-            self._check_sources(guide.names)
-            self._guide = guide
 
     def _check_sources(self, names: tuple[str, ...]) -> None:
         if names != tuple(self):
             raise ConfigurationError(f"the guide's sources are {list(names)}; expected the priors', {list(self)}")
+
+
+class _Guide:
+    """A guide or what it is on disk: loaded once, for all sets that are made of one another."""
+
+    def __init__(self, given: EncoderGuide | GuideInfo | None) -> None:
+        self.given = given
+        self._loaded = given if isinstance(given, EncoderGuide) else None
+
+    def loaded(self, device: torch.device) -> EncoderGuide | None:
+        if self._loaded is None and isinstance(self.given, GuideInfo):
+            self._loaded = load_guide(self.given.folder, device=device)
+        return self._loaded
+
+
+def chosen_sources(asked: Iterable[str], there: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """The sources that are asked for, of those that the set of a name has.
+
+    Raises:
+        ConfigurationError: a source that the set doesn't have, or one that is given twice.
+    """
+    chosen = tuple(asked)
+    check_source_names(chosen)
+    if unknown := [source for source in chosen if source not in there]:
+        raise ConfigurationError(f"{name!r} has the sources {list(there)}; asked for {unknown}")
+    return chosen

@@ -62,9 +62,9 @@ def names(kind: str = PRIORS) -> list[str]:
     return sorted({path.parent.name for place in _places(kind) for path in place.glob(f"*/{CONFIG}")})
 
 
-def is_known(folder: Path, kind: str = PRIORS) -> bool:
-    """Whether a folder is one of those that are here by name."""
-    return folder.resolve().parent in [place.resolve() for place in _places(kind)]
+def is_known(folder: Path) -> bool:
+    """Whether a prior set's folder is one of those that are here by name."""
+    return folder.resolve().parent in [place.resolve() for place in _places(PRIORS)]
 
 
 @cache

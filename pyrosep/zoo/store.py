@@ -16,9 +16,9 @@ from pyrosep.naming import check_source_names
 from pyrosep.priors import SourcePrior
 from pyrosep.zoo.families import FAMILIES, Config, family_of
 from pyrosep.zoo.guides import find_guide
-from pyrosep.zoo.prior_set import GAINS, PriorSet, PriorSetInfo
+from pyrosep.zoo.prior_set import GAINS, PriorSet, PriorSetInfo, chosen_sources
 from pyrosep.zoo.registry import names, place_of
-from pyrosep.zoo.weights import CONFIG, load_config, load_weights, save_weights
+from pyrosep.zoo.weights import CONFIG, check_stored_names, load_config, load_weights, save_weights
 
 __all__ = ["load_priors", "prior_set_info", "prior_sets", "save_priors", "save_temperatures"]
 
@@ -67,10 +67,7 @@ def load_priors(
     folder = place_of(prior_set)
     config, tensors = load_weights(folder)
     info = _info(folder, config)
-    chosen = info.sources if sources is None else tuple(sources)
-    check_source_names(chosen)
-    if unknown := [name for name in chosen if name not in info.sources]:
-        raise ConfigurationError(f"{info.name!r} has the sources {list(info.sources)}; asked for {unknown}")
+    chosen = chosen_sources(info.sources if sources is None else sources, info.sources, info.name)
     priors = {
         name: _prior(info, config["priors"][name], tensors, name, info.frame if frame is None else frame).to(device)
         for name in chosen
@@ -180,10 +177,7 @@ def _info(folder: Path, config: Config) -> PriorSetInfo:
             f"{about} is not a prior set's: "
             + (f"it lacks {missing}" if missing else f"family {config['family']!r} is none of {list(FAMILIES)}")
         )
-    try:
-        check_source_names(config["priors"])
-    except ConfigurationError as error:
-        raise CheckpointError(f"{about} can't be used: {error}") from None
+    check_stored_names(folder, config["priors"])
     return PriorSetInfo(
         folder.resolve().name,
         folder,

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError
+from pyrosep.naming import check_source_names
 
-__all__ = ["digest", "load_config", "load_weights", "save_weights", "stored_weights"]
+__all__ = ["check_stored_names", "digest", "load_config", "load_weights", "save_weights", "stored_weights"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
@@ -107,6 +108,14 @@ def load_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         return config, load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from error
+
+
+def check_stored_names(folder: Path, names: Iterable[object]) -> None:
+    """Raise CheckpointError where a folder's configuration names sources that no files can have."""
+    try:
+        check_source_names(names)
+    except ConfigurationError as error:
+        raise CheckpointError(f"{folder / CONFIG} can't be used: {error}") from None
 
 
 def digest(folder: str | os.PathLike[str]) -> str:

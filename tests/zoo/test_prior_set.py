@@ -52,7 +52,7 @@ def test_its_guide_is_loaded_when_it_is_asked_for(tmp_path, monkeypatch):
     priors = load_priors(tmp_path / "own")
     assert priors.has_guide
     assert not calls
-    assert priors.guide() is priors.guide()
+    assert priors.frame(32).guide() is priors.with_precision("auto").guide() is priors.guide()
     assert calls == [tmp_path / "own" / "guide"]
     assert not priors.with_guide(None).has_guide
     assert priors.with_guide(None).guide() is None
