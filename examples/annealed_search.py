@@ -14,7 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 
-from pyrosep import AnnealedSGLD, LangevinMCMC, OscillatorPrior, compare_chains, to_inference_data
+from pyrosep import AnnealedSearch, GibbsMALA, LangevinMCMC, OscillatorPrior, compare_chains, to_inference_data
 from pyrosep.diagnostics import describe_modes
 from pyrosep.metrics import si_sdr
 from pyrosep.mixing import panned_mix, soft_clipped_mix
@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     trace = poutine.trace(model).get_trace()  # a mix, and what it was made of
     truth = torch.stack([trace.nodes[wave]["value"] for wave in args.waves])
 
-    kernel = AnnealedSGLD(model, redraws=args.redraws)
-    mcmc = LangevinMCMC(kernel, args.draws, args.warmup, num_chains=args.chains, seed=args.seed)
+    search = AnnealedSearch(redraws=args.redraws)
+    mcmc = LangevinMCMC(GibbsMALA(model), args.draws, args.warmup, num_chains=args.chains, init=search, seed=args.seed)
     mcmc.run(trace.nodes["mix"]["value"])
     draws = mcmc.get_samples(group_by_chain=True)
     joint = mcmc.sample_stats()["lp"].mean(1)
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     for row, chain in enumerate(mcmc.chains):
         found = torch.stack([draws[wave][row].mean(0) for wave in args.waves])
         scores = " ".join(f"{score:7.1f}" for score in si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).tolist())
-        print(f"{chain:5d}{joint[row]:12.0f}{kernel.search_calls[chain]:7d} {scores}")
+        print(f"{chain:5d}{joint[row]:12.0f}{mcmc.found.calls[chain]:7d} {scores}")
     print(describe_modes(compare_chains(to_inference_data(mcmc))))
 
 

@@ -19,7 +19,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrosep import AnnealedSGLD, EncoderGuide, LangevinMCMC, OscillatorPrior, fit_guide
+from pyrosep import AnnealedSearch, EncoderGuide, GibbsMALA, LangevinMCMC, OscillatorPrior, fit_guide
 from pyrosep.diagnostics import fit_temperature, interval_coverage, mix_check
 from pyrosep.guides import simulate
 from pyrosep.metrics import si_sdr
@@ -66,9 +66,9 @@ def study(name: str, priors: dict[str, OscillatorPrior], args: argparse.Namespac
 
 def best_chain(model: Model, guide: EncoderGuide, mix: Tensor, names: list[str], args: argparse.Namespace) -> Tensor:
     """Posterior mean of the chain of highest joint density, from starts that the guide draws: ``(source, time)``."""
-    kernel = AnnealedSGLD(model, redraws=args.redraws)
+    search, kernel = AnnealedSearch(start=guide, redraws=args.redraws), GibbsMALA(model)
     mcmc = LangevinMCMC(
-        kernel, args.draws, args.warmup, num_chains=args.chains, init=guide, seed=args.seed, disable_progbar=True
+        kernel, args.draws, args.warmup, num_chains=args.chains, init=search, seed=args.seed, disable_progbar=True
     ).run(mix)
     best = mcmc.sample_stats()["lp"].mean(-1).argmax()
     draws = mcmc.get_samples(group_by_chain=True)

@@ -54,7 +54,7 @@ def calibrate(
         import torch
 
         from pyrosep.evaluation.calibration import calibrate as fitted
-        from pyrosep.infer.descent import descends_from_mix
+        from pyrosep.infer.search.descent import descends_from_mix
         from pyrosep.separation import Settings
         from pyrosep.training.frames import song_frames
         from pyrosep.zoo import prior_set_info, save_temperatures

@@ -18,8 +18,7 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.windows import improvements, song_windows
 from pyrosep.experiments.workers import mapped
-from pyrosep.infer import AnnealedSGLD, LangevinMCMC, noise_ladder
-from pyrosep.infer.descent import descent_ladder
+from pyrosep.infer import AnnealedSearch, noise_ladder
 from pyrosep.metrics import sounding
 from pyrosep.mixing import linear_mix
 from pyrosep.priors import SourcePrior
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SEARCHES", "audit", "denoising_energy"]
 
-#: Couplings of :class:`~pyrosep.AnnealedSGLD` that go with denoisers that filter.
+#: Moves of :class:`~pyrosep.AnnealedSearch` that go with denoisers that filter.
 SEARCHES = ("shared", "local")
 #: Noise levels at which energies are measured.
 _LEVELS = 12
@@ -180,27 +179,17 @@ def _run(task: _Task) -> dict[str, Any]:
 def _separated(task: _Task, priors: Mapping[str, SourcePrior], mix: Tensor) -> tuple[Tensor, float, float]:
     """Draws ``(chain, window, source, time)``, calls of a source for each, and CPU seconds for all."""
     parts, calls, began = [], 0.0, time.process_time()
-    ladder = (descent_ladder if task.search == "shared" else noise_ladder)(priors, task.levels)
     for number, batch in enumerate(mix.split(_BATCH)):
         noise = 10 ** (_NOISE_DB / 20) * float(batch.square().mean().sqrt())
         model = linear_mix(priors, torch.ones(len(priors)), noise)
         # Chains of one call come in pairs whose noise is not independent: here each is a call of its own.
         runs = []
         for chain in range(task.chains):
-            kernel = AnnealedSGLD(
-                model, ladder, coupling=task.search, redraws=0, sample_last=False, preconditioner=None
-            )
-            mcmc = LangevinMCMC(
-                kernel,
-                num_samples=1,
-                num_chains=len(batch),
-                seed=task.seed + 1000 * number + chain,
-                init="mix",
-                disable_progbar=True,
-            )
-            samples = mcmc.run(batch).get_samples()
-            runs.append(torch.stack([samples[name] for name in priors], 1))
-            calls += float(kernel.search_calls.sum()) / len(priors)
+            search = AnnealedSearch(task.levels, task.search, "mix", redraws=0)
+            ended = search.run(model, batch, num_chains=len(batch), seed=task.seed + 1000 * number + chain)
+            values = ended.values()
+            runs.append(torch.stack([values[name] for name in priors], 1))
+            calls += float(ended.calls.sum()) / len(priors)
         parts.append(torch.stack(runs))
     seconds = time.process_time() - began
     return torch.cat(parts, 1), calls / (task.chains * len(mix)), seconds

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -20,8 +19,7 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.samplers import THRESHOLDS
 from pyrosep.experiments.workers import mapped
-from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
-from pyrosep.infer.initial import initial_levels, initial_values
+from pyrosep.infer import AnnealedSearch, Potential, SweepMoves
 from pyrosep.metrics import si_sdr, wilson_interval
 from pyrosep.mixing import mean_mix, unknown_gains_mix
 from pyrosep.nn.precision import check_precision
@@ -33,18 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ARMS", "flows"]
 
-#: What is told :class:`~pyrosep.AnnealedSGLD` beyond its defaults, and how many levels its ladder has (``None``: its
-#: own). ``"guide"`` arms start from a guide's draws; ``"gains"`` has LogNormal gains to find, too.
-ARMS: dict[str, tuple[dict[str, Any], int | None]] = {
-    "one descent": ({"redraws": 0}, None),
-    "longer ladder": ({"redraws": 0}, 60),
-    "block redraws": ({"exchanges": 0.0}, None),
-    "defaults": ({}, None),
-    "more redraws": ({"redraws": 72}, None),
-    "half the reverse steps": ({"reverse_steps": 4}, None),
-    "guide, one descent": ({"redraws": 0}, None),
-    "guide, defaults": ({}, None),
-    "unknown gains": ({}, None),
+#: What is told :class:`~pyrosep.AnnealedSearch` beyond its defaults. ``"guide"`` arms start from a guide's draws;
+#: ``"gains"`` has LogNormal gains to find, too.
+ARMS: dict[str, dict[str, Any]] = {
+    "one descent": {"redraws": 0},
+    "longer ladder": {"ladder": 60, "redraws": 0},
+    "block redraws": {"exchanges": 0.0},
+    "defaults": {},
+    "more redraws": {"redraws": 72},
+    "half the reverse steps": {"moves": SweepMoves(reverse_steps=4)},
+    "guide, one descent": {"redraws": 0},
+    "guide, defaults": {},
+    "unknown gains": {},
 }
 #: Arms of mixes of two sources.
 TWO = ("one descent", "defaults", "unknown gains")
@@ -86,7 +84,7 @@ def flows(
     Mixes are the first of :class:`~pyrosep.data.toy.ToyMixes`, means of their sources; the model is
     :func:`~pyrosep.mixing.mean_mix` with noise 0.01 (in the arm ``"unknown gains"``
     :func:`~pyrosep.mixing.unknown_gains_mix`, where gains are to be found too). The estimate is the state at the end of
-    the search of :class:`~pyrosep.AnnealedSGLD`: of one chain, or of that with the least residual among the first few.
+    an :class:`~pyrosep.AnnealedSearch`: of one chain, or of that with the least residual among the first few.
     A *call* is one evaluation of one source's prior for one chain.
 
     Writes ``flows.csv``, ``flows.md`` and ``flows.png`` into ``out``.
@@ -180,26 +178,19 @@ def _run(task: _Task) -> dict[str, Any]:
     mix = torch.stack([item.mix for item in items]).repeat_interleave(task.chains, 0)
     truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
     priors = load_priors(task.priors, sources=list(task.waves), frame=task.frame).with_precision(task.precision)
-    options, levels = ARMS[task.arm]
-    ladder = None if levels is None else noise_ladder(priors, levels)
     init = load_guide(task.guide) if task.arm.startswith("guide") else "prior"
-    pyro.set_rng_seed(task.seed + 1000 * task.mixes[0])
-    model = _model(task.arm, priors)
-    kernel = AnnealedSGLD(model, ladder, **options)
+    search = AnnealedSearch(start=init, **ARMS[task.arm])
     start = time.process_time()
-    potential = Potential(model, (mix,), num_chains=len(mix))
-    z = initial_values(potential, init)
-    z = kernel.search(potential, z, lambda done, total: None, initial_levels(potential, init))
+    ended = search.run(_model(task.arm, priors), mix, num_chains=len(mix), seed=task.seed + 1000 * task.mixes[0])
     seconds = time.process_time() - start
     with torch.no_grad():
-        values = potential.constrain(z)
-        found, residual = _sources(task, values, potential)
+        found, residual = _sources(task, ended.values(), ended.potential)
     shape = (len(items), task.chains)
     scores = si_sdr(found.reshape(-1, 1, task.frame), truth.reshape(-1, 1, task.frame))
     return {
         "si_sdr": scores.reshape(*shape, len(task.waves)).numpy(),
         "residual": residual.reshape(shape).numpy(),
-        "calls": kernel.search_calls.reshape(shape).numpy(),
+        "calls": ended.calls.reshape(shape).numpy(),
         "seconds": seconds,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,7 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
 from pyrosep.guides import EncoderGuide
-from pyrosep.infer import AnnealedSGLD, Potential
-from pyrosep.infer.initial import initial_levels, initial_values
+from pyrosep.infer import AnnealedSearch, LangevinMoves
 from pyrosep.metrics import si_sdr, wilson_interval
 from pyrosep.mixing import mean_mix
 from pyrosep.zoo import load_guide, load_priors
@@ -75,7 +74,7 @@ def guides(
 
     Mixes are the first of :class:`~pyrosep.data.toy.ToyMixes`, means of four sources; the model is
     :func:`~pyrosep.mixing.mean_mix` with noise 0.01. A guide's estimate is its mean. Of chains it is the state at the
-    end of the search of :class:`~pyrosep.AnnealedSGLD`, a draw: of each chain (``"one"``), and of the one of highest
+    end of an :class:`~pyrosep.AnnealedSearch`, a draw: of each chain (``"one"``), and of the one of highest
     joint density (``"best"``). Chains under flows are one for each mix, and go down :data:`FLOW_LADDER` by Langevin
     steps under the noisy coupling; where those end nowhere, it is the guide's draw that is scored.
 
@@ -176,20 +175,15 @@ def _searched(task: _Task, mix: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     priors = load_priors(task.priors, frame=task.frame)
     model = mean_mix(priors)
     guide = None if task.method == "langevin" else load_guide(task.guide)
-    kernel = AnnealedSGLD(model)
+    search = AnnealedSearch(start="prior" if guide is None else guide)
     if task.method == "guide+flows":
-        kernel = AnnealedSGLD(model, FLOW_LADDER, steps_per_level=2, coupling="noisy", redraws=0)
+        search = replace(search, ladder=FLOW_LADDER, moves=LangevinMoves("noisy", per_level=2), redraws=0)
     rows = mix.repeat_interleave(task.chains, 0)
     start = time.process_time()
-    potential = Potential(model, (rows,), num_chains=len(rows))
-    init = "prior" if guide is None else guide
-    z = initial_values(potential, init)
-    z = kernel.search(potential, z, lambda done, total: None, initial_levels(potential, init))
-    with torch.no_grad():
-        joint = -potential(z)
-    shape = (len(mix), task.chains)
-    found = torch.stack([z[name] for name in WAVES], 1).unflatten(0, shape)
-    return found, joint.reshape(shape), kernel.search_calls.reshape(shape), start
+    ended = search.run(model, rows, num_chains=len(rows))
+    joint, values, shape = ended.log_joint(), ended.values(), (len(mix), task.chains)
+    found = torch.stack([values[name] for name in WAVES], 1).unflatten(0, shape)
+    return found, joint.reshape(shape), ended.calls.reshape(shape), start
 
 
 def _mixes(frame: int, indices: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:

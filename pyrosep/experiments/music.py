@@ -22,7 +22,7 @@ from pyrosep.evaluation.baselines import Nmf, ideal_ratio_mask
 from pyrosep.evaluation.scores import Estimator, Reference, Score, aggregate, score, song_references
 from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
-from pyrosep.infer.descent import descends_from_mix
+from pyrosep.infer.search.descent import descends_from_mix
 from pyrosep.metrics import sounding
 from pyrosep.separation import Settings, choose_method, separate
 from pyrosep.training.frames import song_frames

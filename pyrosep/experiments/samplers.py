@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 
 from pyrosep.data.toy import WAVES, ToyMixes
 from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.report import picture
 from pyrosep.experiments.workers import mapped
-from pyrosep.infer import AnnealedSGLD, Potential, noise_ladder
-from pyrosep.infer.initial import initial_values
+from pyrosep.infer import AnnealedSearch, noise_ladder
 from pyrosep.metrics import si_sdr, wilson_interval
 from pyrosep.mixing import mean_mix
 from pyrosep.priors import OscillatorPrior
@@ -33,7 +31,7 @@ __all__ = ["ARMS", "BUDGETS", "samplers"]
 BUDGETS = (8, 16, 32, 64)
 #: Samplers of the study, by what they are called in its table.
 ARMS = ("noisy", "denoised", "constraint", "sweeps", "blocks of 1", "blocks of 2", "blocks of 2 + exchanges")
-#: One more, :class:`~pyrosep.AnnealedSGLD` as it comes, whose budget is its own: 0 in the table.
+#: One more, :class:`~pyrosep.AnnealedSearch` as it comes, whose budget is its own: 0 in the table.
 DEFAULTS = "defaults"
 #: Decibels of SI-SDR from which a source counts as recovered.
 THRESHOLDS = (10.0, 20.0)
@@ -151,27 +149,26 @@ def samplers(
     return table
 
 
-def _kernel(task: _Task, model: Any, priors: dict[str, OscillatorPrior]) -> AnnealedSGLD:
-    """The arm's sampler, its search as long as the budget allows."""
+def _search(task: _Task, priors: dict[str, OscillatorPrior]) -> AnnealedSearch:
+    """The arm's search, as long as the budget allows."""
     number = len(priors)
     if task.arm == DEFAULTS:
-        return AnnealedSGLD(model)
+        return AnnealedSearch()
     if task.arm in ("noisy", "denoised", "constraint"):
         ladder = noise_ladder(priors, max(2, task.budget // 2))  # at each level a step, and a move to the next
-        return AnnealedSGLD(model, ladder, coupling=task.arm, redraws=0)
+        return AnnealedSearch(ladder, task.arm, redraws=0)
     if task.arm == "sweeps":
         # Sweeps take no level below what the mix's noise leaves of a source; the last is the model's own.
         ladder = noise_ladder(priors, max(2, task.budget - 1), bottom=0.01 * number)
-        return AnnealedSGLD(model, ladder, coupling="sweeps", redraws=0)
+        return AnnealedSearch(ladder, "sweeps", redraws=0)
     block = 1 if task.arm == "blocks of 1" else 2
     levels, short = min(20, task.budget // 2), 10
     redraws = max(1, int((task.budget - levels) * number / (short * block)))
     exchanges = 0.5 if "exchanges" in task.arm else 0.0
     redraws = int(redraws / (1 - exchanges + exchanges * 4 / (short * block)))
-    return AnnealedSGLD(
-        model,
+    return AnnealedSearch(
         noise_ladder(priors, max(2, levels - 1), bottom=0.01 * number),
-        coupling="sweeps",
+        "sweeps",
         redraws=redraws,
         block=block,
         redraw_levels=short,
@@ -189,21 +186,18 @@ def _run(task: _Task) -> dict[str, Any]:
     truth = torch.stack([item.sources for item in items]).repeat_interleave(task.chains, 0)
     priors = {wave: OscillatorPrior(wave, frame=task.frame) for wave in waves}
     model = mean_mix(priors, noise=0.01)
-    pyro.set_rng_seed(task.seed + 1000 * task.mixes[0] + task.budget)
-    kernel = _kernel(task, model, priors)
+    search = _search(task, priors)
     start = time.process_time()
-    potential = Potential(model, (mix,), num_chains=len(mix))
-    z = kernel.search(potential, initial_values(potential, "prior"), lambda done, total: None)
+    ended = search.run(model, mix, num_chains=len(mix), seed=task.seed + 1000 * task.mixes[0] + task.budget)
     seconds = time.process_time() - start
-    with torch.no_grad():
-        log_joint = -potential(z)
-    found = torch.stack([z[wave] for wave in waves], 1)
+    log_joint, values = ended.log_joint(), ended.values()
+    found = torch.stack([values[wave] for wave in waves], 1)
     scores = si_sdr(found.reshape(-1, 1, task.frame), truth.reshape(-1, 1, task.frame))
     shape = (len(items), task.chains)
     return {
         "si_sdr": scores.reshape(*shape, len(waves)).numpy(),
         "log_joint": log_joint.reshape(shape).numpy(),
-        "calls": kernel.search_calls.reshape(shape).numpy(),
+        "calls": ended.calls.reshape(shape).numpy(),
         "seconds": seconds,
     }
 

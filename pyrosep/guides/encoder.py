@@ -313,6 +313,10 @@ class EncoderGuide(PyroModule):
         means, scales = zip(*map(projection.marginal, range(len(self.names))), strict=True)
         return torch.stack(means, -2), torch.stack(scales, -2)
 
+    def error_level(self, mix: Tensor) -> Tensor:
+        """How far the guide's sources are off by its own deviations, rms of a sample: the batch shape of the mix."""
+        return self.moments(mix)[1].double().square().mean((-1, -2)).sqrt()
+
     def _projection(self, mix: Tensor, mean: Tensor, scale: Tensor, values: dict[str, Tensor]) -> Projection | None:
         gains = self._gains_by(values)
         if gains is None:

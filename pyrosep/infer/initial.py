@@ -1,9 +1,10 @@
-"""Where chains start: the prior, the mix, given values, or a guide."""
+"""Where chains start: the prior, the mix, given values, a guide, or a search."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -13,9 +14,26 @@ from torch import Tensor
 from pyrosep.errors import ConfigurationError, InitializationError, ShapeError
 from pyrosep.infer.potential import Potential, Values
 
-__all__ = ["Initial", "initial_levels", "initial_values"]
+__all__ = ["Initial", "KnowsItsError", "Start", "error_level", "initial_values"]
 
-Initial = str | Mapping[str, Tensor] | Callable[..., Any]
+
+class Start(ABC):
+    """What finds where chains are to begin."""
+
+    @abstractmethod
+    def values(self, potential: Potential) -> Values:
+        """Unconstrained starting values for every chain of a potential."""
+
+
+@runtime_checkable
+class KnowsItsError(Protocol):
+    """A guide that tells how far it is off."""
+
+    def error_level(self, *args: Any, **kwargs: Any) -> Tensor:
+        """By the model's arguments, rms of a sample of the sources, a scalar or one for each mix."""
+
+
+Initial = str | Mapping[str, Tensor] | Callable[..., Any] | Start
 
 
 def initial_values(potential: Potential, init: Initial) -> Values:
@@ -31,12 +49,15 @@ def initial_values(potential: Potential, init: Initial) -> Values:
               sites from the prior;
             - a mapping from sites to values in the model's own space, with the chains in front or without (all chains
               then start there); sites it leaves out start from the prior;
-            - a Pyro guide, called with the model's arguments under the chains' plate.
+            - a Pyro guide, called with the model's arguments under the chains' plate;
+            - a search, :class:`~pyrosep.AnnealedSearch`.
 
     Raises:
         ShapeError: given values that don't fit.
         InitializationError: a value that is not finite or not in its site's support.
     """
+    if isinstance(init, Start):
+        return init.values(potential)
     values = dict(potential.placeholder)
     if isinstance(init, str):
         if init == "mix":
@@ -45,7 +66,7 @@ def initial_values(potential: Potential, init: Initial) -> Values:
             values = dict(potential.prior_draw)
         else:
             raise ConfigurationError(
-                f"init must be 'prior', 'mix', a mapping from sites to values, or a guide; got {init!r}"
+                f"init must be 'prior', 'mix', a mapping from sites to values, a guide, or a search; got {init!r}"
             )
     else:
         given = init if isinstance(init, Mapping) else _from_guide(potential, init)
@@ -62,18 +83,15 @@ def initial_values(potential: Potential, init: Initial) -> Values:
     return {name: value.detach().clone() for name, value in z.items()}
 
 
-def initial_levels(potential: Potential, init: Initial) -> Tensor | None:
-    """How far the sources that chains start with are off by what their guide says: ``(chains,)``, rms of a sample.
+def error_level(potential: Potential, init: Initial) -> Tensor | None:
+    """How far the sources that chains start with are off: ``(chains,)``, rms of a sample.
 
-    ``None`` where chains don't start from a guide with ``moments``, such as :class:`~pyrosep.EncoderGuide`.
+    ``None`` where nothing is known of it: they don't start from a guide that has an ``error_level``.
     """
-    moments = getattr(init, "moments", None)
-    if moments is None:
+    if not isinstance(init, KnowsItsError):
         return None
     with torch.no_grad():
-        deviation = moments(*potential.args, **potential.kwargs)[1]
-    level = deviation.double().square().mean((-1, -2)).sqrt()
-    return level.reshape(-1).expand(potential.num_chains or 1)
+        return init.error_level(*potential.args, **potential.kwargs).reshape(-1).expand(potential.num_chains or 1)
 
 
 def _fitted(name: str, value: Tensor, like: Tensor) -> Tensor:

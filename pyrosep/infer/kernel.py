@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.distributions.transforms import Transform
 
 from pyrosep.errors import DivergenceError, InitializationError
+from pyrosep.infer.initial import Initial, initial_values
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner, make_preconditioner
 
-__all__ = ["LangevinKernel", "LangevinState", "Progress"]
-
-#: Called with what is done and what there is to do.
-Progress = Callable[[int, int], Any]
+__all__ = ["LangevinKernel", "LangevinState"]
 
 #: A chain whose energy is this many nats a dimension above its start is diverging: a stationary chain of any
 #: log-density stays within about half a nat a dimension of its mode.
@@ -73,6 +71,9 @@ class LangevinKernel(MCMCKernel):
             :class:`~pyrosep.infer.SpectralPreconditioner`.
     """
 
+    #: Where chains start, unless someone says.
+    default_init: Initial = "prior"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -94,8 +95,7 @@ class LangevinKernel(MCMCKernel):
         """Prepare for one chain on the model called with ``args`` and ``kwargs``."""
         potential = Potential(self.model, args, kwargs)
         given, self._given = self._given, None  # a later chain of the same kernel must not start from it
-        z = potential.unconstrain(potential.prior_draw) if given is None else given
-        self.start(potential, warmup_steps, self.search(potential, z, lambda done, total: None))
+        self.start(potential, warmup_steps, initial_values(potential, self.default_init) if given is None else given)
         if hasattr(self, "save_params"):
             self.save_params = sorted(self.save_params)  # stock MCMC reads them back in sorted order
 
@@ -136,17 +136,6 @@ class LangevinKernel(MCMCKernel):
         }
 
     # --- set-up -----------------------------------------------------------------------------------------------
-
-    def search(self, potential: Potential, z: Values, progress: Progress, levels: Tensor | None = None) -> Values:
-        """Where the chains are to begin, unconstrained; kernels that look for modes first override it.
-
-        Arguments:
-            potential: of the model.
-            z: starting values.
-            progress: called with the moves done, and all.
-            levels: how far the sources in ``z`` are off, ``(chains,)``; ``None`` where nothing is known of them.
-        """
-        return z
 
     def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
         """Prepare for the chains of ``potential``, from unconstrained values ``z``.

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
-import pyro
 import torch
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import print_summary, select_samples
@@ -16,9 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.initial import Initial, initial_levels, initial_values
+from pyrosep.infer.initial import Initial, initial_values
 from pyrosep.infer.kernel import LangevinKernel
 from pyrosep.infer.potential import Potential, Values
+from pyrosep.infer.search.annealed import AnnealedSearch, Found
+from pyrosep.infer.seeding import seeded
 
 __all__ = ["ChainWarning", "LangevinMCMC"]
 
@@ -47,8 +48,9 @@ class LangevinMCMC(AbstractMCMC):
         warmup_steps: steps before the first draw, in which a kernel may adapt; ``num_samples`` by default.
         num_chains: chains.
         thinning: steps from one kept draw to the next.
-        init: ``"prior"``, ``"mix"``, values, or a guide; see :func:`~pyrosep.infer.initial_values`.
-        seed: if given, Pyro's random seed is set to it at the start of :meth:`run`.
+        init: ``"prior"``, ``"mix"``, values, a guide, or an :class:`~pyrosep.AnnealedSearch`; see
+            :func:`~pyrosep.infer.initial_values`. By default the kernel's own, as a rule ``"prior"``.
+        seed: if given, draws depend on it alone, and the caller's random state is left as it was.
         check: whether to check that the chains don't meet, which takes one and a half gradients of the model;
             not needed for a model that passed it before.
         disable_progbar: no progress bar. It is off by itself where standard error is no terminal.
@@ -74,7 +76,7 @@ class LangevinMCMC(AbstractMCMC):
         *,
         num_chains: int = 4,
         thinning: int = 1,
-        init: Initial = "prior",
+        init: Initial | None = None,
         seed: int | None = None,
         check: bool = True,
         disable_progbar: bool = False,
@@ -97,7 +99,9 @@ class LangevinMCMC(AbstractMCMC):
         self.num_samples = num_samples
         self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
         self.thinning = thinning
-        self.init = init
+        self.init = kernel.default_init if init is None else init
+        #: What the search found that ``init`` was; ``None`` without one.
+        self.found: Found | None = None
         self.seed = seed
         self.check = check
         self.hook_fn = hook_fn
@@ -111,15 +115,22 @@ class LangevinMCMC(AbstractMCMC):
             InitializationError: there is no finite energy at the start.
             DivergenceError: every chain has diverged.
         """
-        if self.seed is not None:
-            pyro.set_rng_seed(self.seed)
+        with seeded(self.seed):
+            self._run(args, kwargs)
+        self._report()
+        return self
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kernel = self.kernel
         potential = Potential(kernel.model, args, kwargs, num_chains=self.num_chains)
-        z = initial_values(potential, self.init)
+        search = self.init if isinstance(self.init, AnnealedSearch) else None
+        z = initial_values(potential, self.init if search is None else search.start)
         if self.check:
             potential.check_independence(z)
-        with self._bar("Search", 0) as bar:
-            z = kernel.search(potential, z, partial(_advance, bar), initial_levels(potential, self.init))
+        if search is not None:
+            with self._bar("Search", 0) as bar:
+                self.found = search.search(potential, z, partial(_advance, bar))
+            z = self.found.z
         kernel.start(potential, self.warmup_steps, z)
         self.potential = potential
         self._run_stage("Warmup", self.warmup_steps)
@@ -132,8 +143,6 @@ class LangevinMCMC(AbstractMCMC):
             for name in ("lp", "acceptance_rate", "step_size", "residual")
         }
         self._run_stage("Sample", self.num_samples * self.thinning, self._keep)
-        self._report()
-        return self
 
     def _bar(self, stage: str, steps: int) -> Any:
         quiet = True if self.disable_progbar else None  # None: off where there is no terminal

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pyrosep import mixing
-from pyrosep.diagnostics.modes import same_mode, weights_of
-from pyrosep.infer import MALA, AnnealedSGLD, LangevinKernel, LangevinMCMC, noise_ladder
-from pyrosep.infer.descent import LEVELS, descent_ladder
+from pyrosep.infer import MALA, AnnealedSearch, DescentMoves, GibbsMALA, LangevinKernel, LangevinMCMC
+from pyrosep.infer.modes import same_mode, weights_of
+from pyrosep.infer.search.descent import LEVELS
 from pyrosep.separation.from_guide import GuideStart, checked_guide, guide_moments
 from pyrosep.separation.problem import Estimate, Method, Problem
 from pyrosep.signal.summaries import audio_summaries
@@ -66,8 +66,12 @@ class _Sampled(Method):
             checked_guide(priors)
 
     @abstractmethod
-    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
-        """What moves the chains."""
+    def _search(self, problem: Problem) -> AnnealedSearch | None:
+        """Where chains start; ``None`` for the mix or the guide itself."""
+
+    @abstractmethod
+    def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
+        """What moves the chains then; ``None`` where the search's end is the draw."""
 
     def _start(self, problem: Problem) -> Any:
         if not self.guided:
@@ -78,24 +82,31 @@ class _Sampled(Method):
         """Draws ``(chain, window, channel, draw, source, frame)`` as they are in the mix, and their summaries."""
         count, channels, frame = problem.mix.shape
         rows = problem.rows(self.chains)
-        mcmc = LangevinMCMC(
-            self._kernel(mixing.linear_mix(problem.priors, problem.gains, problem.noise), problem.priors),
-            num_samples=self.draws,
-            warmup_steps=self.warmup,
-            num_chains=len(rows),
-            init=self._start(problem),
-            seed=problem.seed,
-            check=False,  # the model is this library's own
-            disable_progbar=True,
-        )
-        mcmc.run(rows)
-        samples = mcmc.get_samples(group_by_chain=True)
-        stacked = torch.stack([samples[name] for name in problem.priors], 2) * problem.gains[:, None]
+        model = mixing.linear_mix(problem.priors, problem.gains, problem.noise)
+        kernel, search = self._kernel(model), self._search(problem)
+        if kernel is None:
+            assert search is not None
+            found = search.run(model, rows, num_chains=len(rows), seed=problem.seed)
+            samples = {name: value.unsqueeze(1).cpu() for name, value in found.values().items()}
+            stats = {"lp": found.log_joint().cpu().double()}
+        else:
+            mcmc = LangevinMCMC(
+                kernel,
+                num_samples=self.draws,
+                warmup_steps=self.warmup,
+                num_chains=len(rows),
+                init=self._start(problem) if search is None else search,
+                seed=problem.seed,
+                check=False,  # the model is this library's own
+                disable_progbar=True,
+            ).run(rows)
+            samples, stats = mcmc.get_samples(group_by_chain=True), mcmc.sample_stats()
+        stacked = torch.stack([samples[name] for name in problem.priors], 2) * problem.gains[:, None].cpu()
         shape = (self.chains, count, channels, self.draws)
         stacked = stacked.reshape(*shape, len(problem.priors), frame)
-        found = audio_summaries(stacked.numpy(), problem.sample_rate)
-        found |= {name: value.reshape(shape).numpy() for name, value in mcmc.sample_stats().items()}
-        return stacked, {name: np.moveaxis(value, 3, 1) for name, value in found.items()}
+        summaries = audio_summaries(stacked.numpy(), problem.sample_rate)
+        summaries |= {name: value.reshape(shape).numpy() for name, value in stats.items()}
+        return stacked, {name: np.moveaxis(value, 3, 1) for name, value in summaries.items()}
 
     def _weighted(
         self, problem: Problem, samples: Tensor, weight: Tensor, *, more: Tensor | None = None, temperature: float = 1.0
@@ -133,8 +144,8 @@ class Chains(_Sampled):
 
     Attributes:
         ladder: of the search, falling noise levels, or how many; ``None`` for no search.
-        coupling: of the search, see :class:`~pyrosep.AnnealedSGLD`.
-        redraws: of the search, see :class:`~pyrosep.AnnealedSGLD`.
+        coupling: of the search, the name of its moves: see :class:`~pyrosep.AnnealedSearch`.
+        redraws: of the search.
     """
 
     draws: int = 100
@@ -143,11 +154,13 @@ class Chains(_Sampled):
     coupling: str = "sweeps"
     redraws: int = 24
 
-    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
+    def _search(self, problem: Problem) -> AnnealedSearch | None:
         if self.ladder is None:
-            return MALA(model, _STEP)
-        ladder = noise_ladder(priors, self.ladder) if isinstance(self.ladder, int) else self.ladder
-        return AnnealedSGLD(model, ladder, coupling=self.coupling, redraws=self.redraws, step_size=_STEP)
+            return None
+        return AnnealedSearch(self.ladder, self.coupling, self._start(problem), redraws=self.redraws)
+
+    def _kernel(self, model: mixing.Model) -> LangevinKernel:
+        return MALA(model, _STEP) if self.ladder is None else GibbsMALA(model, _STEP)
 
     def posterior(self, problem: Problem) -> Estimate:
         samples, summaries = self._samples(problem)
@@ -175,10 +188,11 @@ class LocalSearch(_Sampled):
 
     ladder: int | Sequence[float] = _LOCAL_LEVELS
 
-    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
-        ladder = noise_ladder(priors, self.ladder) if isinstance(self.ladder, int) else self.ladder
-        last = self.draws > 1
-        return AnnealedSGLD(model, ladder, coupling="local", redraws=0, sample_last=last, preconditioner=None)
+    def _search(self, problem: Problem) -> AnnealedSearch:
+        return AnnealedSearch(self.ladder, "local", self._start(problem), redraws=0)
+
+    def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
+        return MALA(model, preconditioner=None) if self.draws > 1 else None
 
     def posterior(self, problem: Problem) -> Estimate:
         samples, summaries = self._samples(problem)
@@ -189,7 +203,7 @@ class LocalSearch(_Sampled):
 
 @dataclass(frozen=True)
 class SharedDescent(_Sampled):
-    """Descents of all sources together, see :class:`~pyrosep.infer.descent.DescentSearch`: a draw where each ends.
+    """Descents of all sources together, see :class:`~pyrosep.infer.DescentMoves`: a draw where each ends.
 
     Attributes:
         ladder: falling noise levels, or how many.
@@ -201,9 +215,11 @@ class SharedDescent(_Sampled):
     temperature: float = 1.0
     _from_draws: ClassVar[bool] = False
 
-    def _kernel(self, model: mixing.Model, priors: PriorSet) -> LangevinKernel:
-        ladder = descent_ladder(priors, self.ladder) if isinstance(self.ladder, int) else self.ladder
-        return AnnealedSGLD(model, ladder, coupling="shared", sample_last=self.draws > 1, preconditioner=None)
+    def _search(self, problem: Problem) -> AnnealedSearch:
+        return AnnealedSearch(self.ladder, DescentMoves(), self._start(problem))
+
+    def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
+        return MALA(model, preconditioner=None) if self.draws > 1 else None
 
     def posterior(self, problem: Problem) -> Estimate:
         samples, summaries = self._samples(problem)

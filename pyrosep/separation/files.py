@@ -214,7 +214,8 @@ def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seco
 
 def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> arviz.InferenceData:
     posterior = {name: summaries[name].astype(np.float32) for name in ("energy_db", "band_db", "projection")}
-    stats = {name: summaries[name] for name in ("lp", "acceptance_rate", "step_size", "residual")}
+    known = ("lp", "acceptance_rate", "step_size", "residual")  # where chains were sampled, and not searched for alone
+    stats = {name: summaries[name] for name in known if name in summaries}
     bands = [f"{edge:.0f} Hz+" for edge in BAND_EDGES[: posterior["band_db"].shape[-1]]]
     lead = ["window", "channel"]
     return inference_data(

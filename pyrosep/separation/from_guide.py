@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.guides import EncoderGuide
-from pyrosep.separation.problem import Estimate, Method, Problem, seeded
+from pyrosep.infer import seeded
+from pyrosep.separation.problem import Estimate, Method, Problem
 from pyrosep.zoo import PriorSet
 
 __all__ = ["FromGuide", "GuideStart", "checked_guide", "guide_moments"]
@@ -32,7 +33,7 @@ class FromGuide(Method):
         mean, deviation = guide_moments(problem)
         if not problem.keep:
             return Estimate(mean, deviation, mean.new_zeros(0, *mean.shape))
-        with seeded(problem.seed):
+        with torch.no_grad(), seeded(problem.seed):
             drawn = GuideStart(checked_guide(problem.priors), problem.gains)(
                 problem.mix.expand(problem.keep, *problem.mix.shape)
             )
@@ -74,6 +75,10 @@ class GuideStart:
             values = dict(zip(self.guide.names, self.guide.moments(mix / self.level)[0].unbind(-2), strict=True))
         scaled = {name: value * scale for (name, value), scale in zip(values.items(), self.scale, strict=True)}
         return {name: pyro.sample(name, dist.Delta(value).to_event(1)) for name, value in scaled.items()}
+
+    def error_level(self, mix: Tensor) -> Tensor:
+        """How far the sources are off by the guide's deviations, rms of a sample: the batch shape of the mix."""
+        return self.moments(mix)[1].double().square().mean((-1, -2)).sqrt()
 
     def moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         mean, deviation = self.guide.moments(mix / self.level)

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, cast
 import torch
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer import GaussianPosterior
-from pyrosep.infer.descent import Descent, descends_from_mix, descent_ladder
-from pyrosep.infer.noising import common_transform
+from pyrosep.infer import GaussianPosterior, seeded
 from pyrosep.infer.response import LinearMix
+from pyrosep.infer.search.descent import Descent, descends_from_mix, descent_ladder
+from pyrosep.infer.search.noising import common_transform
 from pyrosep.separation.chains import Chains, LocalSearch, SharedDescent
 from pyrosep.separation.from_guide import FromGuide
-from pyrosep.separation.problem import Estimate, Method, Problem, seeded
+from pyrosep.separation.problem import Estimate, Method, Problem
 from pyrosep.separation.settings import Settings
 from pyrosep.zoo import PriorSet
 
@@ -38,7 +38,7 @@ class Wiener(Method):
 
     def posterior(self, problem: Problem) -> Estimate:
         posterior = GaussianPosterior(cast(Any, problem.priors), problem.mix, gains=problem.gains, noise=problem.noise)
-        with seeded(problem.seed):
+        with torch.no_grad(), seeded(problem.seed):
             draws = posterior.sample((problem.keep,)) if problem.keep else posterior.mean.new_zeros(0)
         mean = posterior.mean.transpose(1, 2).cpu() * problem.scale
         draws = draws.transpose(2, 3).cpu() * problem.scale if problem.keep else mean.new_zeros(0, *mean.shape)
@@ -48,7 +48,9 @@ class Wiener(Method):
 
 @dataclass(frozen=True)
 class OnePass(Method):
-    """One call of each prior's denoiser, on the mix itself: a :class:`~pyrosep.infer.descent.Descent` of one level.
+    """One call of each prior's denoiser, on the mix itself.
+
+    It is a :class:`~pyrosep.infer.search.descent.Descent` of one level.
 
     Attributes:
         draws: all from the one call.
@@ -82,7 +84,7 @@ class OnePass(Method):
         linear = LinearMix(rows, gains, rows.new_full((len(rows), 1), problem.noise))
         descent = Descent(list(problem.priors.values()))
         ladder = descent_ladder(problem.priors, 1)
-        with seeded(problem.seed):
+        with torch.no_grad(), seeded(problem.seed):
             heard = descent.heard(descent.at_last_level(descent.start(linear), linear, ladder), ladder[-1])
             mean = descent.given(heard, linear, spread=0.0)
             draws = torch.stack([descent.given(heard, linear) for _ in range(self.draws)])

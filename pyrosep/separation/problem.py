@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyrosep.separation.settings import check_draws
 from pyrosep.zoo import PriorSet
 
-__all__ = ["Estimate", "Method", "Problem", "seeded"]
+__all__ = ["Estimate", "Method", "Problem"]
 
 
 @dataclass(frozen=True)
@@ -95,11 +92,3 @@ class Method(ABC):
     def numbers(self) -> dict[str, Any]:
         """The method by name, and all its numbers: for reports."""
         return {"name": self.name} | {one.name: getattr(self, one.name) for one in fields(cast(Any, self))}
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Without gradients, and with a seed, after which the caller's random state is what it was."""
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.annealed import check_coupling
-from pyrosep.infer.ladder import check_ladder
+from pyrosep.infer.search.annealed import moves_named
+from pyrosep.infer.search.ladder import check_ladder
 from pyrosep.nn.precision import chosen_precision
 
 __all__ = ["METHODS", "Settings"]
@@ -22,19 +22,19 @@ class Settings:
     """How a mix is separated. What is ``None`` is chosen for the priors: :func:`~pyrosep.separation.choose_method`.
 
     Attributes:
-        method: ``"langevin"`` (chains of :class:`~pyrosep.MALA`, after a search by :class:`~pyrosep.AnnealedSGLD` where
+        method: ``"langevin"`` (chains of :class:`~pyrosep.MALA`, after an :class:`~pyrosep.AnnealedSearch` where
             the posterior may have several modes), ``"guide+langevin"`` (the same, each chain from a draw of the guide),
             ``"guide"`` (the guide's own mean and deviation), ``"exact"`` (closed form; Gaussian priors only), or
             ``"one-pass"`` (one call of each prior's denoiser, on the mix itself, for priors whose denoisers are filters
-            and know interference: a :class:`~pyrosep.infer.descent.Descent` of one level).
+            and know interference: a :class:`~pyrosep.infer.search.descent.Descent` of one level).
             ``None`` is ``"guide+langevin"`` where there is a guide, else ``"langevin"``.
         coupling: of the search: ``"sweeps"``, ``"shared"``, or a coupling of :func:`~pyrosep.noised` for Langevin
-            moves, see :class:`~pyrosep.AnnealedSGLD`; ``None`` for ``"shared"`` with priors whose denoisers are filters
-            and know interference, ``"local"`` with other filters, sweeps with others that are not Gaussian, and no
-            search with those that are.
+            moves, see :class:`~pyrosep.AnnealedSearch`; ``None`` for ``"shared"`` with priors whose denoisers are
+            filters and know interference, ``"local"`` with other filters, sweeps with others that are not Gaussian,
+            and no search with those that are.
         ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12, with ``"shared"`` 4.
             Giving either makes a search.
-        redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSGLD`.
+        redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSearch`.
         chains: chains for each window and channel; ``None`` for 4, with coupling ``"shared"`` 8. With ``"one-pass"``,
             as many draws, all from one call.
         draws: draws kept from each chain; ``None`` for 100, with couplings ``"local"`` and ``"shared"`` 1: where the
@@ -81,7 +81,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in (None, *METHODS):
             raise ConfigurationError(f"method must be one of {METHODS}; got {self.method!r}")
-        check_coupling(self.coupling)
+        if self.coupling is not None:
+            moves_named(self.coupling)  # whose error tells of others
         if self.ladder is not None and not isinstance(self.ladder, int):
             check_ladder(self.ladder)
         if isinstance(self.ladder, int) and self.ladder < 2:

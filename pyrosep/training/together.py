@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.descent import LEVELS, Descent, descent_ladder
 from pyrosep.infer.response import LinearMix
+from pyrosep.infer.search.descent import LEVELS, Descent, descent_ladder
 from pyrosep.priors import ContinuousFlow
 from pyrosep.training.agreement import AgreeingFrames
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, training_levels
@@ -47,7 +47,9 @@ def train_together(
     quiet: bool = False,
     fabric: Any = None,
 ) -> tuple[dict[str, ContinuousFlow], dict[str, Any]]:
-    r"""Train denoisers that know interference on what a :class:`~pyrosep.infer.descent.Descent` brings before them.
+    r"""Train denoisers that know interference on what a descent brings before them.
+
+    The descent is the sampler's own, :class:`~pyrosep.infer.search.descent.Descent`.
 
     A prior that is trained by itself meets other sources as they were recorded. In a separation it meets what earlier
     levels have left of them, and its answer is not the last word: what all answers leave of the mix is shared out. So

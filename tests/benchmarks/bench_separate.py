@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from pyrosep import ContinuousFlow
-from pyrosep.infer.descent import LEVELS
+from pyrosep.infer.search.descent import LEVELS
 from pyrosep.nn.precision import multiplies_bfloat16
 from pyrosep.separation import Settings, choose_method, separate
 from pyrosep.zoo import load_priors, prior_set_info

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pyrosep.diagnostics import compare_chains, describe_modes, summarize, verdict
-from pyrosep.diagnostics.modes import same_mode, weights_of
 from pyrosep.errors import DataError
+from pyrosep.infer.modes import same_mode, weights_of
 
 
 def inference_data(levels, joint, draws=50, cells=()):

@@ -11,8 +11,8 @@ from pyrosep.experiments.flows import ARMS, TWO, flows
 def short():
     """Short ladders and few redraws: how well a search does is not what is tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        for arm, (options, _) in ARMS.items():
-            patch.setitem(ARMS, arm, ({"redraws": 2} | options, 4))
+        for arm, options in ARMS.items():
+            patch.setitem(ARMS, arm, {"redraws": 2} | options | {"ladder": 4})
         yield
 
 

@@ -4,9 +4,8 @@ import pandas
 import pytest
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.experiments.samplers import ARMS, DEFAULTS, _kernel, _Task, samplers
+from pyrosep.experiments.samplers import ARMS, DEFAULTS, _search, _Task, samplers
 from pyrosep.metrics import wilson_interval
-from pyrosep.mixing import mean_mix
 from pyrosep.priors import OscillatorPrior
 
 
@@ -75,7 +74,7 @@ def test_files(study):
 def test_small_budgets(arm):
     priors = {wave: OscillatorPrior(wave, frame=64, periods=(5, 7)) for wave in ("saw", "square")}
     task = _Task(arm, 4, 2, 64, (0,), 2, 0)
-    assert _kernel(task, mean_mix(priors), priors).ladder
+    assert _search(task, priors).ladder
 
 
 def test_unknown_arms_and_numbers_of_sources(tmp_path):

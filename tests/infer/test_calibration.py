@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pyrosep import MALA, AnnealedSGLD, LangevinMCMC, OscillatorPrior
+from pyrosep import MALA, AnnealedSearch, GibbsMALA, LangevinMCMC, OscillatorPrior
 from pyrosep.mixing import linear_mix
 
 FRAME, OWN, NOISE, GAINS = 32, 0.3, 0.7, torch.tensor([1.0, 0.6], dtype=torch.float64)
@@ -157,8 +157,8 @@ def test_modes_get_their_weights(run):
     found = enumerated()
     torch.manual_seed(1)
     exact = found.classify(found.draw(200_000))
-    kernel = AnnealedSGLD(found.model(), redraws=4, sweep_every=2)
-    draws, lp = run(kernel, 1000, 40)
+    kernel = GibbsMALA(found.model(), sweep_every=2)
+    draws, lp = run(kernel, 1000, 40, AnnealedSearch(redraws=4))
     weights_agree(found.classify(draws[:, -1]), exact)
     assert float(arviz.rhat(lp.numpy())) < 1.02
     # The comparison can tell: the same with the weights to the power of 0.8.
@@ -170,12 +170,12 @@ def test_modes_get_their_weights(run):
 
 @pytest.mark.slow
 def test_sweeps_forget_the_mode_they_start_in(run):
-    """All chains in one mode of small weight, the search too short to leave it: sweeps bring the weights about."""
+    """All chains in one mode of small weight, which steps do not leave: sweeps bring the weights about."""
     found = enumerated()
     torch.manual_seed(1)
     exact = found.classify(found.draw(200_000))
     rare = int((found.pairs.flatten() - 0.004).abs().argmin())
-    kernel = AnnealedSGLD(found.model(), (2e-3, 1e-3), redraws=0, sweep_every=2)
+    kernel = GibbsMALA(found.model(), sweep_every=2)
     draws, _ = run(kernel, 1000, 40, in_one_mode(rare), 2)
     weights_agree(found.classify(draws[:, -1]), exact)
 
@@ -208,7 +208,7 @@ def test_r_hat_is_near_one_where_sweeps_mix(double):
     found = enumerated()
     places = torch.tensor([0, 8, 15, 30])
     start = {"saw": 0.9 * found.waves[0][places], "square": 0.9 * found.waves[1][places]}
-    kernel = AnnealedSGLD(found.model(), (2e-3, 1e-3), redraws=0, sweep_every=1)
+    kernel = GibbsMALA(found.model(), sweep_every=1)
     mcmc = LangevinMCMC(kernel, 60, 10, num_chains=4, init=start, seed=0).run(found.mix)
     draws = mcmc.get_samples(group_by_chain=True)
     labels = found.classify(torch.stack([draws["saw"], draws["square"]], 2).flatten(0, 1)).reshape(4, -1)

@@ -87,7 +87,7 @@ def test_from_a_guide(priors, mix):
 def test_from_nowhere(priors, mix):
     model = unknown_gains_mix(priors, noise=0.5)
     for init, error, message in (
-        ("noise", ConfigurationError, "init must be 'prior', 'mix', a mapping from sites to values, or a guide"),
+        ("noise", ConfigurationError, "init must be 'prior', 'mix', a mapping from sites to values, a guide, or"),
         ({"d": mix}, ConfigurationError, r"initial values for \['d'\].*latent sites are \['a', 'b', 'c', 'gains'\]"),
         ({"a": torch.zeros(4, TIME)}, ShapeError, r"site 'a' have shape \(4, 8\); expected \(3, 8\)"),
         ({"a": torch.full((TIME,), math.nan)}, InitializationError, "site 'a' are not finite"),

@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 
-from pyrosep import MALA, AnnealedSGLD, ContinuousFlow, GaussianPosterior, GaussianPrior, LangevinMCMC
+from pyrosep import MALA, AnnealedSearch, ContinuousFlow, GaussianPosterior, GaussianPrior, GibbsMALA, LangevinMCMC
+from pyrosep.infer import LangevinMoves, SweepMoves
 from pyrosep.mixing import linear_mix
 from pyrosep.nn.denoiser import DenoiserSize
 
@@ -74,10 +75,10 @@ def test_a_search_with_continuous_flows(double, wiener, coupling, mean_agrees):
     }
     gaussians = {name: GaussianPrior(power, time, sigma_min=0.1) for name, power in spectra.items()}
     mix = torch.randn(time, generator=torch.Generator().manual_seed(3))
-    kernel = AnnealedSGLD(
-        linear_mix(flows, noise=noise), (2.0, 1.0, 0.5, 0.2), coupling=coupling, redraws=2, reverse_steps=4
-    )
-    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=60, thinning=60, num_chains=1000, seed=0)
+    kernel = GibbsMALA(linear_mix(flows, noise=noise))
+    moves = SweepMoves(reverse_steps=4) if coupling == "sweeps" else LangevinMoves(coupling)
+    search = AnnealedSearch((2.0, 1.0, 0.5, 0.2), moves, redraws=2)
+    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=60, thinning=60, num_chains=1000, init=search, seed=0)
     mcmc.run(mix)
     posterior = GaussianPosterior(gaussians, mix, noise=noise)
     draws = torch.stack([mcmc.get_samples()[name] for name in flows], 1)

@@ -6,7 +6,7 @@ import torch
 from pyrosep import ContinuousFlow, GaussianPrior, Potential, load_priors, save_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer import noised
-from pyrosep.infer.noising import LocalNormal
+from pyrosep.infer.search.widened import LocalNormal
 from pyrosep.mixing import linear_mix
 from pyrosep.nn.bandnet import BandNet, BandSize, _band_edges
 from pyrosep.nn.denoiser import BandDenoiser, Denoiser, DenoiserSize

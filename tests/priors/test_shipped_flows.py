@@ -4,11 +4,9 @@ import pyro
 import pytest
 import torch
 
-from pyrosep import AnnealedSGLD, load_priors
+from pyrosep import AnnealedSearch, load_priors
 from pyrosep.data import ToyMixes, ToySource
 from pyrosep.data.toy import WAVES
-from pyrosep.infer import Potential
-from pyrosep.infer.initial import initial_values
 from pyrosep.metrics import si_sdr
 from pyrosep.mixing import mean_mix
 
@@ -112,9 +110,8 @@ def test_chains_separate_two_waves(continuous):
     )
     pyro.set_rng_seed(0)
     model = mean_mix({wave: continuous[wave] for wave in waves})
-    kernel, potential = AnnealedSGLD(model), Potential(model, (mix,), num_chains=len(mix))
-    z = kernel.search(potential, initial_values(potential, "prior"), lambda done, total: None)
-    found = torch.stack([z[wave] for wave in waves], 1)
+    values = AnnealedSearch().run(model, mix, num_chains=len(mix)).values()
+    found = torch.stack([values[wave] for wave in waves], 1)
     scores = si_sdr(found.reshape(-1, 1, FRAME), truth.reshape(-1, 1, FRAME)).reshape(-1, chains, len(waves))
     left = (mix - found.mean(1)).square().mean(-1).reshape(-1, chains)
     best = scores[torch.arange(len(scores)), left.argmin(1)]

@@ -5,8 +5,8 @@ import torch
 
 from pyrosep import ContinuousFlow, GaussianPosterior, GaussianPrior
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.descent import Descent, descent_ladder
 from pyrosep.infer.response import LinearMix
+from pyrosep.infer.search.descent import Descent, descent_ladder
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser
 from pyrosep.training.frames import Frames

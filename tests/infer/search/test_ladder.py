@@ -12,7 +12,7 @@ import torch
 from pyrosep import GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer import exchange_rate, noise_ladder
-from pyrosep.infer.ladder import check_ladder
+from pyrosep.infer.search.ladder import check_ladder
 
 FALSE_ALARM = 1e-4
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyrosep import AnnealedSGLD, ContinuousFlow, GaussianPrior, LangevinMCMC
+from pyrosep import AnnealedSearch, ContinuousFlow, GaussianPrior
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.descent import share_out
+from pyrosep.infer import DescentMoves
 from pyrosep.infer.response import LinearMix
+from pyrosep.infer.search.descent import share_out
 from pyrosep.mixing import linear_mix, unknown_gains_mix
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser
@@ -59,10 +60,9 @@ def descents(priors, mix, chains, ladder, *, gains=None, noise=0.05, spread=1.0,
     """Where chains end that start anew, ``(chains, source, time)``."""
     gains = torch.ones(len(priors)) if gains is None else torch.tensor(gains)
     model = linear_mix(priors, gains, noise)
-    kernel = AnnealedSGLD(model, ladder, coupling="shared", sample_last=False, spread=spread, preconditioner=None)
-    mcmc = LangevinMCMC(kernel, num_samples=1, num_chains=chains, seed=seed, init="mix", disable_progbar=True)
-    samples = mcmc.run(mix).get_samples()
-    return torch.stack([samples[name] for name in priors], 1)
+    search = AnnealedSearch(ladder, DescentMoves(spread), "mix")
+    values = search.run(model, mix, num_chains=chains, seed=seed).values()
+    return torch.stack([values[name] for name in priors], 1)
 
 
 @pytest.mark.parametrize("levels", [2, 5])
@@ -127,10 +127,9 @@ def test_several_channels_are_heard_together():
         return pyro.sample("mix", pyro.distributions.Normal(channels, 0.01).to_event(2), obs=mix)
 
     mix = torch.stack([truth[0] + 0.2 * truth[1], 0.1 * truth[0] - truth[1]])
-    kernel = AnnealedSGLD(model, [20.0, 1.0, 0.01], coupling="shared", sample_last=False, preconditioner=None)
-    samples = LangevinMCMC(kernel, num_samples=1, num_chains=4, seed=0, disable_progbar=True).run(mix).get_samples()
+    values = AnnealedSearch([20.0, 1.0, 0.01], "shared").run(model, mix, num_chains=4, seed=0).values()
     for name, source in zip("ab", truth, strict=True):
-        torch.testing.assert_close(samples[name], source.expand(4, -1), atol=0.1, rtol=0)
+        torch.testing.assert_close(values[name], source.expand(4, -1), atol=0.1, rtol=0)
 
 
 # --- what it is not for --------------------------------------------------------------------------------------------
@@ -140,11 +139,10 @@ def test_models_and_priors_that_it_is_not_for_are_refused():
     with pytest.raises(ConfigurationError, match="short-time spectra"):
         descents({"a": GaussianPrior(torch.ones(2), 64, sigma_min=0.01)}, torch.randn(64), 2, [1.0, 0.1])
     model = poutine.condition(unknown_gains_mix({"a": white(1.0), "b": white(1.0)}), {})
-    kernel = AnnealedSGLD(model, [1.0, 0.1], coupling="shared", sample_last=False, preconditioner=None)
     with pytest.raises(ConfigurationError, match=r"whose latent sites are sources|linear in its sources"):
-        LangevinMCMC(kernel, num_samples=1, num_chains=2, seed=0, disable_progbar=True).run(torch.randn(64))
+        AnnealedSearch([1.0, 0.1], "shared").run(model, torch.randn(64), num_chains=2)
     with pytest.raises(ConfigurationError, match="spread must be"):
-        AnnealedSGLD(model, spread=3.0)
+        DescentMoves(spread=3.0)
 
 
 def test_a_search_alone_calls_the_denoisers_for_its_levels_and_nothing_else(monkeypatch):
@@ -152,13 +150,7 @@ def test_a_search_alone_calls_the_denoisers_for_its_levels_and_nothing_else(monk
     priors, mix, calls = {"a": white(1.0), "b": white(0.25)}, torch.randn(64), []
     network = BandDenoiser._removed
     monkeypatch.setattr(BandDenoiser, "_removed", lambda self, *given: calls.append(1) or network(self, *given))
-    kernel = AnnealedSGLD(
-        linear_mix(priors, torch.ones(2), 0.05),
-        [5.0, 1.0, 0.1],
-        coupling="shared",
-        sample_last=False,
-        preconditioner=None,
-    )
-    LangevinMCMC(kernel, 1, 0, num_chains=4, seed=0, check=False, init="mix", disable_progbar=True).run(mix)
+    search = AnnealedSearch([5.0, 1.0, 0.1], "shared", "mix")
+    found = search.run(linear_mix(priors, torch.ones(2), 0.05), mix, num_chains=4, seed=0)
     assert len(calls) == 2 * 3
-    assert kernel.search_calls.tolist() == [2 * 3] * 4
+    assert found.calls.tolist() == [2 * 3] * 4

@@ -1,7 +1,7 @@
-"""The annealed sampler: its last level is exact, its search finds the sources and stays stable."""
+"""The annealed search: it finds the sources and stays stable, and the kernels that start from it are exact."""
 
-import functools
 import math
+from dataclasses import replace
 
 import arviz
 import pyro
@@ -9,11 +9,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC
+from pyro.infer import MCMC, NUTS
 
-from pyrosep import AnnealedSGLD, GaussianPrior, LangevinMCMC, OscillatorPrior, Potential
+from pyrosep import (
+    MALA,
+    AnnealedSearch,
+    AnnealedSGLD,
+    GaussianPrior,
+    GibbsMALA,
+    LangevinMCMC,
+    OscillatorPrior,
+    Potential,
+)
 from pyrosep.errors import ConfigurationError, DivergenceError
-from pyrosep.infer import COUPLINGS, initial_values, noised
+from pyrosep.infer import COUPLINGS, LangevinMoves, SweepMoves, initial_values, noised
 from pyrosep.metrics import si_sdr
 from pyrosep.mixing import linear_mix, mean_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
 
@@ -21,24 +30,12 @@ LADDER = (2.0, 0.7, 0.3, 0.1)
 #: For any prior; "local" is for those whose denoisers are filters of short-time spectra.
 GENERAL = [name for name in COUPLINGS if name != "local"]
 
-MOVES = {"sweeps": functools.partial(AnnealedSGLD, coupling="sweeps", ladder=LADDER, redraws=2)} | {
-    f"langevin-{coupling}": functools.partial(
-        AnnealedSGLD, coupling=coupling, ladder=LADDER, steps_per_level=2, redraws=2
-    )
+SEARCHES = {"sweeps": AnnealedSearch(LADDER, "sweeps", redraws=2)} | {
+    f"langevin-{coupling}": AnnealedSearch(LADDER, LangevinMoves(coupling, per_level=2), redraws=2)
     for coupling in GENERAL
 }
-every = pytest.mark.parametrize("make", MOVES.values(), ids=MOVES.keys())
+every = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
 every_coupling = pytest.mark.parametrize("coupling", GENERAL)
-
-
-def quiet(done, total):
-    pass
-
-
-def searched(kernel, model, args, chains, init="prior"):
-    """Where a search ends, unconstrained, and the potential."""
-    potential = Potential(model, args, num_chains=chains)
-    return kernel.search(potential, initial_values(potential, init), quiet), potential
 
 
 # --- the distribution --------------------------------------------------------------------------------------------
@@ -46,10 +43,10 @@ def searched(kernel, model, args, chains, init="prior"):
 
 @every
 @pytest.mark.parametrize("sweep_every", [0, 3])
-def test_chains_of_the_last_level_are_exact(linear, make, sweep_every, mean_agrees):
+def test_chains_that_start_from_a_search_are_exact(linear, search, sweep_every, mean_agrees):
     """Last states of 2500 chains against the posterior; what the search found is forgotten in 100 steps."""
-    kernel = make(linear.model, sweep_every=sweep_every)
-    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=60, thinning=40, num_chains=2500, seed=0)
+    kernel = GibbsMALA(linear.model, sweep_every=sweep_every)
+    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=60, thinning=40, num_chains=2500, init=search, seed=0)
     draws = linear.flat(mcmc.run(linear.mix).get_samples())
     mean_agrees(draws, linear.mean)
     deviation = draws - linear.mean
@@ -59,22 +56,14 @@ def test_chains_of_the_last_level_are_exact(linear, make, sweep_every, mean_agre
 
 def test_sweeps_alone_give_the_posterior(linear, mean_agrees):
     """With steps of next to nothing, all that moves the chains is the sweeps: from far off, 60 of them arrive."""
-    kernel = AnnealedSGLD(
-        linear.model, LADDER, coupling="sweeps", redraws=0, sweep_every=1, step_size=1e-12, adapt_step_size=False
-    )
-    kernel.search = functools.partial(with_start, kernel, AnnealedSGLD.search)
-    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=0, thinning=60, num_chains=2500, seed=0)
+    kernel = GibbsMALA(linear.model, 1e-12, sweep_every=1, adapt_step_size=False)
+    start = {"a": torch.full((8,), 3.0), "b": torch.full((8,), 3.0)}
+    mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=0, thinning=60, num_chains=2500, init=start, seed=0)
     draws = linear.flat(mcmc.run(linear.mix).get_samples())
     mean_agrees(draws, linear.mean)
     deviation = draws - linear.mean
     upper = torch.triu_indices(16, 16)
     mean_agrees(deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]])
-
-
-def with_start(kernel, search, potential, z, progress, levels=None):
-    """A search whose result is thrown away."""
-    found = search(kernel, potential, z, progress)
-    return {name: torch.full_like(value, 3.0) for name, value in found.items()}
 
 
 @every_coupling
@@ -83,14 +72,14 @@ def test_steps_at_one_level_give_its_target(linear, coupling):
 
     Steps that are half of what is stable bias the covariance, not the mean; by the standard error of 2000 chains.
     """
-    kernel = AnnealedSGLD(linear.model, (0.7,), coupling=coupling, steps_per_level=100, ancestral=False, redraws=0)
-    z, _ = searched(kernel, linear.model, (linear.mix,), 2000)
+    search = AnnealedSearch((0.7,), LangevinMoves(coupling, per_level=100, ancestral=False), redraws=0)
+    found = search.run(linear.model, linear.mix, num_chains=2000)
     level = Potential(noised(linear.model, 0.7, coupling), (linear.mix,), num_chains=1)
     # The mode of a quadratic energy, by one Newton step from zero.
     gradient = linear.flat(level.value_and_grad(linear.split(torch.zeros(1, 16)))[1])
     rows = [linear.flat(level.value_and_grad(linear.split(row.unsqueeze(0)))[1]) - gradient for row in torch.eye(16)]
     mode = -torch.linalg.solve(torch.cat(rows), gradient.squeeze(0))
-    draws = linear.flat(z)
+    draws = linear.flat(found.z)
     stderr = draws.std(0) / math.sqrt(2000)
     assert float(((draws.mean(0) - mode) / stderr).abs().max()) < 4.9  # 1e-4 over 3 couplings and 16 elements
 
@@ -111,7 +100,8 @@ def toy(seed, waves=("sine", "saw", "square"), frame=512, periods=range(20, 60, 
 def test_finds_the_sources_of_a_toy_mix(seed):
     """To better than 20 dB in the chain of highest density: noise at the priors' level alone leaves about 35 dB."""
     priors, mix, truth = toy(seed)
-    mcmc = LangevinMCMC(AnnealedSGLD(mean_mix(priors)), num_samples=2, warmup_steps=10, num_chains=4, seed=0).run(mix)
+    kernel, search = MALA(mean_mix(priors), preconditioner="measured"), AnnealedSearch()
+    mcmc = LangevinMCMC(kernel, num_samples=2, warmup_steps=10, num_chains=4, init=search, seed=0).run(mix)
     draws = mcmc.get_samples(group_by_chain=True)
     best = int(mcmc.sample_stats()["lp"][:, -1].argmax())
     found = torch.stack([draws[wave][best, -1] for wave in priors])
@@ -121,30 +111,28 @@ def test_finds_the_sources_of_a_toy_mix(seed):
 @pytest.mark.slow
 def test_langevin_moves_find_two_sources():
     priors, mix, truth = toy(2, ("saw", "square"), 256, (20, 27, 35, 44))
-    kernel = AnnealedSGLD(mean_mix(priors), coupling="denoised", redraws=6)
-    z, potential = searched(kernel, kernel.model, (mix,), 8)
-    best = int((-potential(z)).argmax())
-    found = torch.stack([z[wave][best] for wave in priors])
+    ended = AnnealedSearch(moves="denoised", redraws=6).run(mean_mix(priors), mix, num_chains=8)
+    best = int(ended.log_joint().argmax())
+    found = torch.stack([ended.z[wave][best] for wave in priors])
     assert float(si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).min()) > 20
 
 
 @every
 @pytest.mark.parametrize("chains", [None, 3])
-def test_calls_are_counted(linear, make, chains):
+def test_calls_are_counted(linear, search, chains):
     """A descent takes one call a source at each level's steps, and one for each move between levels."""
-    kernel = make(linear.model, redraws=0)
-    searched(kernel, linear.model, (linear.mix,), chains)
+    found = replace(search, redraws=0).run(linear.model, linear.mix, num_chains=chains)
     # Levels below the mix's own noise in a source, 0.5 / 0.86, are left out of sweeps; the last is the model's own.
     langevin = 2 * len(LADDER) + len(LADDER) - 1
-    expected = 2 * (langevin if make.keywords["coupling"] != "sweeps" else 2 + 1)
-    assert kernel.search_calls.tolist() == [expected] * (chains or 1)
+    expected = 2 * (2 + 1 if isinstance(search.moves, SweepMoves) else langevin)
+    assert found.calls.tolist() == [expected] * (chains or 1)
 
 
 def test_progress_comes_to_its_end(linear):
     seen = []
-    kernel = AnnealedSGLD(linear.model, LADDER, redraws=3)
     potential = linear.potential(3)
-    kernel.search(potential, initial_values(potential, "prior"), lambda done, total: seen.append((done, total)))
+    z = initial_values(potential, "prior")
+    AnnealedSearch(LADDER, redraws=3).search(potential, z, lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1] == (len(LADDER) + 3,) * 2
 
@@ -152,13 +140,11 @@ def test_progress_comes_to_its_end(linear):
 def test_settled_chains_are_left_alone(linear):
     """From the sources themselves a redraw is made by chains alone whose residual is above the noise."""
     priors, mix, truth = toy(3, ("saw", "square"))
-    kernel = AnnealedSGLD(mean_mix(priors), redraws=10)
     # Levels so low that the descent leaves the start as it is; chain 1 starts with the sources of another mix.
-    kernel.ladder = (0.02, 0.01)
     wrong = torch.stack([prior.sample_clean() for prior in priors.values()])
     start = {wave: torch.stack([truth[k], wrong[k]]) for k, wave in enumerate(priors)}
-    searched(kernel, kernel.model, (mix,), 2, start)
-    calls = kernel.search_calls.tolist()
+    search = AnnealedSearch((0.02, 0.01), start=start, redraws=10)
+    calls = search.run(mean_mix(priors), mix, num_chains=2).calls.tolist()
     assert calls[0] < calls[1]
 
 
@@ -180,14 +166,14 @@ def test_a_stiff_mix_stays_stable(double, coupling, ancestral):
     model = linear_mix(priors, [1.0, 3.0], 1e-3)
     mix = model().detach()
     ladder = tuple(torch.logspace(0.5, -3, 20).tolist())
-    kernel = AnnealedSGLD(model, ladder, steps_per_level=10, coupling=coupling, ancestral=ancestral, redraws=1)
-    z, potential = searched(kernel, model, (mix,), 20)
-    for value in z.values():
+    search = AnnealedSearch(ladder, LangevinMoves(coupling, per_level=10, ancestral=ancestral), redraws=1)
+    found = search.run(model, mix, num_chains=20)
+    for value in found.z.values():
         assert float(value.abs().max()) < 10  # deviations are below 1.5: beyond six of them
-    residual = mix - z["a"] - 3 * z["b"]
+    residual = mix - found.z["a"] - 3 * found.z["b"]
     # At the last level the noise leaves 1e-3; half a stable step doubles a variance at most, and moves there last.
     assert float(residual.square().mean().sqrt()) < 3e-2
-    assert bool(torch.isfinite(potential(z)).all())
+    assert bool(found.log_joint().isfinite().all())
 
 
 def noisy_limit(sigma, noise, sources, own):
@@ -204,8 +190,8 @@ def test_the_largest_step_in_closed_form(double, sigma, names):
     limit = noisy_limit(sigma, 0.3, len(names), 0.1)
 
     def run(factor):
-        kernel = AnnealedSGLD(model, (sigma,), coupling="noisy", redraws=0, langevin_step=lambda level: factor * limit)
-        searched(kernel, model, (torch.randn(8),), 2)
+        moves = LangevinMoves("noisy", step_size=lambda level: factor * limit)
+        AnnealedSearch((sigma,), moves, redraws=0).run(model, torch.randn(8), num_chains=2)
 
     run(1 - 1e-4)  # the prior's level is kept in single precision
     with pytest.raises(ConfigurationError, match=f"noise level {sigma:.3g} is not stable"):
@@ -216,9 +202,9 @@ def test_the_largest_step_in_closed_form(double, sigma, names):
 def test_the_bound_on_steps_is_above_the_largest_curvature(linear, coupling):
     r"""By the Hessian of the noised model, dense: what is enforced is stable, and no more careful than its formula."""
     for sigma in (2.0, 0.5, 0.1):
-        kernel = AnnealedSGLD(linear.model, (sigma,), coupling=coupling, redraws=0, langevin_step=lambda level: 1e9)
+        search = AnnealedSearch((sigma,), LangevinMoves(coupling, step_size=lambda level: 1e9), redraws=0)
         with pytest.raises(ConfigurationError, match="between 0 and") as caught:
-            searched(kernel, linear.model, (linear.mix,), 2)
+            search.run(linear.model, linear.mix, num_chains=2)
         limit = float(str(caught.value).rsplit(" ", 1)[1])
         level = Potential(noised(linear.model, sigma, coupling), (linear.mix,), num_chains=17)
         rows = linear.flat(level.value_and_grad(linear.split(torch.cat([torch.zeros(1, 16), torch.eye(16)])))[1])
@@ -241,8 +227,11 @@ def test_mixes_that_are_not_linear_in_all_sites(double, make, coupling):
     }
     model = make(priors, noise=0.1)
     mix = model().detach()
-    kernel = AnnealedSGLD(model, LADDER, coupling=coupling, steps_per_level=4, redraws=4)
-    mcmc = LangevinMCMC(kernel, num_samples=5, warmup_steps=90, thinning=10, num_chains=4, seed=0).run(mix)
+    moves = SweepMoves(per_level=4) if coupling is None else LangevinMoves(coupling, per_level=4)
+    search = AnnealedSearch(LADDER, moves, redraws=4)
+    mcmc = LangevinMCMC(
+        GibbsMALA(model), num_samples=5, warmup_steps=90, thinning=10, num_chains=4, init=search, seed=0
+    ).run(mix)
     for value in mcmc.get_samples().values():
         assert bool(torch.isfinite(value).all())
     relative = mcmc.sample_stats()["residual"][:, -1]
@@ -257,16 +246,17 @@ def test_heavy_tails(double):
         return pyro.sample("mix", dist.StudentT(4.0, a + b, 0.1).to_event(1), obs=mix)
 
     mix = model().detach()
-    mcmc = LangevinMCMC(AnnealedSGLD(model, LADDER, redraws=2), 5, 40, num_chains=3, seed=0).run(mix)
+    search = AnnealedSearch(LADDER, redraws=2)
+    mcmc = LangevinMCMC(GibbsMALA(model), 5, 40, num_chains=3, init=search, seed=0).run(mix)
     assert float(mcmc.sample_stats()["residual"].max()) < 0.5
-    with pytest.raises(ConfigurationError, match=r"StudentT.*[Uu]se coupling='denoised'"):
-        LangevinMCMC(AnnealedSGLD(model, LADDER, coupling="sweeps"), 2, 2).run(mix)
+    with pytest.raises(ConfigurationError, match=r"StudentT.*Use LangevinMoves\('denoised'\)"):
+        AnnealedSearch(LADDER, "sweeps").run(model, mix)
 
 
 def test_the_constraint_needs_a_linear_mix(linear):
-    kernel = AnnealedSGLD(soft_clipped_mix(linear.priors, 0.3), LADDER, coupling="constraint")
+    model = soft_clipped_mix(linear.priors, 0.3)
     with pytest.raises(ConfigurationError, match="constraint needs a mix that is linear in its sources"):
-        LangevinMCMC(kernel, 2, 2).run(linear.mix)
+        AnnealedSearch(LADDER, "constraint").run(model, linear.mix)
 
 
 def test_one_source_alone(double):
@@ -274,7 +264,8 @@ def test_one_source_alone(double):
     prior = GaussianPrior(torch.tensor([2.0, 1.0, 0.5]), 8, sigma_min=0.1)
     for coupling in ("sweeps", "denoised"):
         model = linear_mix({"a": prior}, noise=0.5)
-        mcmc = LangevinMCMC(AnnealedSGLD(model, LADDER, coupling=coupling), 5, 20, num_chains=3, seed=0)
+        search = AnnealedSearch(LADDER, coupling)
+        mcmc = LangevinMCMC(GibbsMALA(model), 5, 20, num_chains=3, init=search, seed=0)
         assert bool(torch.isfinite(mcmc.run(torch.randn(8)).get_samples()["a"]).all())
 
 
@@ -283,16 +274,20 @@ def test_no_source_prior():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.0))
 
-    with pytest.raises(ConfigurationError, match="AnnealedSGLD needs a model with source priors"):
-        LangevinMCMC(AnnealedSGLD(model), 2, 2).run()
+    with pytest.raises(ConfigurationError, match="AnnealedSearch needs a model with source priors"):
+        LangevinMCMC(MALA(model), 2, 2, init=AnnealedSearch()).run()
 
 
 # --- starts, and Pyro's own MCMC ---------------------------------------------------------------------------------
 
 
 @every
-def test_stock_mcmc(linear, make):
-    mcmc = MCMC(make(linear.model), num_samples=10, warmup_steps=20, disable_progbar=True)
+@pytest.mark.parametrize("kernel", [NUTS, MALA, GibbsMALA])
+def test_stock_mcmc_starts_from_a_search(linear, search, kernel):
+    start = search.initial_params(linear.model, linear.mix, seed=0)
+    found = search.run(linear.model, linear.mix, num_chains=None, seed=0)
+    assert all(torch.equal(start[name], found.z[name]) for name in ("a", "b"))
+    mcmc = MCMC(kernel(linear.model), 10, 60, initial_params=start, disable_progbar=True)
     mcmc.run(linear.mix)
     samples = mcmc.get_samples()
     assert {name: tuple(value.shape) for name, value in samples.items()} == {"a": (10, 8), "b": (10, 8)}
@@ -300,7 +295,9 @@ def test_stock_mcmc(linear, make):
 
 
 def test_arviz_reads_a_stock_run(linear):
-    mcmc = MCMC(AnnealedSGLD(linear.model, LADDER, redraws=1), num_samples=8, warmup_steps=4, disable_progbar=True)
+    start = AnnealedSearch(LADDER, redraws=1).initial_params(linear.model, linear.mix)
+    kernel = GibbsMALA(linear.model)
+    mcmc = MCMC(kernel, num_samples=8, warmup_steps=4, initial_params=start, disable_progbar=True)
     mcmc.run(linear.mix)
     assert arviz.from_pyro(mcmc).posterior["a"].shape == (1, 8, 8)
 
@@ -317,8 +314,10 @@ def guide(mix):
     ids=["prior", "mix", "values", "guide"],
 )
 def test_starts(linear, coupling, init):
-    kernel = AnnealedSGLD(linear.model, LADDER, coupling=coupling, redraws=1)
-    mcmc = LangevinMCMC(kernel, num_samples=3, warmup_steps=5, num_chains=3, init=init).run(linear.mix)
+    search = AnnealedSearch(LADDER, coupling, init, redraws=1)
+    mcmc = LangevinMCMC(GibbsMALA(linear.model), num_samples=3, warmup_steps=5, num_chains=3, init=search)
+    mcmc.run(linear.mix)
+    assert mcmc.found.calls.shape == (3,)
     assert mcmc.get_samples(group_by_chain=True)["a"].shape == (3, 3, 8)
 
 
@@ -329,10 +328,9 @@ def test_a_start_is_kept_as_far_as_the_ladder_leaves_it(coupling):
     Only one descent: chains that start with the sources end with a residual of the noise.
     """
     priors, mix, truth = toy(4, ("saw", "square"))
-    kernel = AnnealedSGLD(mean_mix(priors), (0.05, 0.02, 0.01), coupling=coupling, redraws=0)
-    start = dict(zip(priors, truth, strict=True))
-    z, _ = searched(kernel, kernel.model, (mix,), 3, start)
-    found = torch.stack([z[wave] for wave in priors], 1)
+    search = AnnealedSearch((0.05, 0.02, 0.01), coupling, dict(zip(priors, truth, strict=True)), redraws=0)
+    ended = search.run(mean_mix(priors), mix, num_chains=3)
+    found = torch.stack([ended.z[wave] for wave in priors], 1)
     assert float(si_sdr(found.reshape(-1, 1, 512), truth.repeat(3, 1).unsqueeze(1)).min()) > 20
 
 
@@ -340,10 +338,9 @@ def test_mixes_of_their_own(double):
     """Each chain has its own mix; all find theirs."""
     toys = [toy(seed, ("saw", "square")) for seed in (5, 6, 7)]
     priors, mix = toys[0][0], torch.stack([mix for _, mix, _ in toys])
-    kernel = AnnealedSGLD(mean_mix(priors))
-    z, _ = searched(kernel, kernel.model, (mix,), 3)
+    ended = AnnealedSearch().run(mean_mix(priors), mix, num_chains=3)
     for chain, (_, _, truth) in enumerate(toys):
-        found = torch.stack([z[wave][chain] for wave in priors])
+        found = torch.stack([ended.z[wave][chain] for wave in priors])
         assert float(si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).min()) > 20, chain
 
 
@@ -351,10 +348,9 @@ def test_stereo_with_known_pans(double):
     priors, _, truth = toy(8, ("saw", "square"))
     model = poutine.condition(panned_mix(priors, 0.01), {"pans": torch.tensor([-0.3, 0.5])})
     mix = poutine.condition(model, dict(zip(priors, truth, strict=True)))().detach()
-    kernel = AnnealedSGLD(model, coupling="sweeps")
-    z, potential = searched(kernel, model, (mix,), 4)
-    best = int((-potential(z)).argmax())
-    found = torch.stack([z[wave][best] for wave in priors])
+    ended = AnnealedSearch(moves="sweeps").run(model, mix, num_chains=4)
+    best = int(ended.log_joint().argmax())
+    found = torch.stack([ended.z[wave][best] for wave in priors])
     assert float(si_sdr(found.unsqueeze(1), truth.unsqueeze(1)).min()) > 20
 
 
@@ -364,34 +360,66 @@ def test_stereo_with_known_pans(double):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coupling": "jumps"}, "coupling must be one of"),
-        ({"coupling": "loose"}, "coupling must be one of"),
+        ({"moves": "jumps"}, "coupling must be one of"),
         ({"ladder": (0.1, 1.0)}, "falling sequence"),
         ({"ladder": ()}, "falling sequence"),
-        ({"steps_per_level": 0}, "steps_per_level must be a whole number, at least 1"),
-        ({"steps_per_level": 1.5}, "steps_per_level must be a whole number"),
+        ({"ladder": 0}, "ladder must be a whole number, at least 1"),
+        ({"start": AnnealedSearch()}, "can't start from another"),
         ({"redraws": -1}, "redraws must be a whole number, at least 0"),
         ({"block": 0}, "block must be a whole number, at least 1"),
         ({"redraw_levels": 0}, "redraw_levels must be a whole number, at least 1"),
-        ({"sweep_every": -1}, "sweep_every must be a whole number, at least 0"),
         ({"exchanges": 1.5}, "exchanges is a share"),
         ({"acceptance": (0.0, 1.0)}, "acceptance must be two positive numbers"),
         ({"acceptance": (0.1,)}, "acceptance must be two positive numbers"),
-        ({"step_size": 2.0}, "step_size must be in"),
     ],
 )
-def test_bad_arguments(linear, options, message):
+def test_bad_arguments(options, message):
     with pytest.raises(ConfigurationError, match=message):
-        AnnealedSGLD(linear.model, **options)
+        AnnealedSearch(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: LangevinMoves("loose"), "coupling must be one of"),
+        (lambda model: LangevinMoves(per_level=0), "per_level must be a whole number, at least 1"),
+        (lambda model: LangevinMoves(per_level=1.5), "per_level must be a whole number"),
+        (lambda model: SweepMoves(per_level=0), "per_level must be a whole number, at least 1"),
+        (lambda model: SweepMoves(reverse_steps=0), "reverse_steps must be a whole number, at least 1"),
+        (lambda model: GibbsMALA(model, sweep_every=-1), "sweep_every must be a whole number, at least 0"),
+        (lambda model: GibbsMALA(model, 2.0), "step_size must be in"),
+    ],
+)
+def test_bad_numbers_of_moves_and_kernels(linear, make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make(linear.model)
+
+
+def test_the_old_name_starts_from_its_search_and_says_what_to_write(linear):
+    with pytest.warns(DeprecationWarning, match=r"GibbsMALA\(model\), init=AnnealedSearch"):
+        kernel = AnnealedSGLD(linear.model, LADDER, coupling="noisy", redraws=1)
+    mcmc = LangevinMCMC(kernel, num_samples=2, warmup_steps=2, num_chains=3, seed=0).run(linear.mix)
+    search = AnnealedSearch(LADDER, "noisy", redraws=1)
+    again = LangevinMCMC(GibbsMALA(linear.model), 2, 2, num_chains=3, init=search, seed=0).run(linear.mix)
+    assert torch.equal(mcmc.get_samples()["a"], again.get_samples()["a"])
+
+
+def test_a_seed_leaves_the_callers_random_state_alone(linear):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = AnnealedSearch(LADDER, redraws=1).run(linear.model, linear.mix, num_chains=2, seed=7)
+    LangevinMCMC(MALA(linear.model), 2, 2, num_chains=2, seed=7).run(linear.mix)
+    assert torch.equal(torch.rand(3), expected)
+    again = AnnealedSearch(LADDER, redraws=1).run(linear.model, linear.mix, num_chains=2, seed=7)
+    assert torch.equal(first.z["a"], again.z["a"])
 
 
 @pytest.mark.parametrize("step", [0.0, -1.0, 1e3, float("nan")])
 def test_a_step_that_is_not_stable_names_the_level(linear, step):
-    kernel = AnnealedSGLD(
-        linear.model, (2.0, 0.5, 0.1), coupling="denoised", langevin_step=lambda sigma: step if sigma == 0.5 else 1e-3
-    )
+    moves = LangevinMoves("denoised", step_size=lambda sigma: step if sigma == 0.5 else 1e-3)
     with pytest.raises(ConfigurationError, match=r"at noise level 0\.5 is not stable; expected one between 0 and"):
-        LangevinMCMC(kernel, 2, 2).run(linear.mix)
+        AnnealedSearch((2.0, 0.5, 0.1), moves).run(linear.model, linear.mix)
 
 
 @pytest.mark.gpu
@@ -399,7 +427,8 @@ def test_a_step_that_is_not_stable_names_the_level(linear, step):
 def test_on_a_gpu(coupling):
     priors = {wave: OscillatorPrior(wave, 128, periods=(13, 17)).to("cuda") for wave in ("saw", "square")}
     mix = torch.stack([prior.sample_clean() for prior in priors.values()]).mean(0)
-    mcmc = LangevinMCMC(AnnealedSGLD(mean_mix(priors), coupling=coupling, redraws=2), 5, 20, num_chains=3, seed=0)
+    search = AnnealedSearch(moves=coupling, redraws=2)
+    mcmc = LangevinMCMC(GibbsMALA(mean_mix(priors)), 5, 20, num_chains=3, init=search, seed=0)
     assert mcmc.run(mix).kernel.state.energy.device.type == "cuda"
     assert bool(mcmc.sample_stats()["lp"].isfinite().all())
 
@@ -417,9 +446,8 @@ class Near:
         for name, value in self.truth.items():
             pyro.sample(name, dist.Normal(value.expand(mix.shape), self.error + 1e-6).to_event(1))
 
-    def moments(self, mix):
-        shape = (*mix.shape[:-1], len(self.truth), mix.shape[-1])
-        return torch.zeros(shape), torch.as_tensor(self.error).expand(shape)
+    def error_level(self, mix):
+        return torch.as_tensor(self.error).expand(mix.shape[:-1])
 
 
 @pytest.fixture(scope="module")
@@ -435,27 +463,28 @@ def oscillating():
 def test_chains_come_in_at_the_level_of_their_guides_error(oscillating, error, sweeps):
     """A ladder of four levels, and a last sweep at the model's own noise; one call a source in a sweep."""
     model, truth, mix = oscillating
-    kernel = AnnealedSGLD(model, (2.0, 0.7, 0.3, 0.1), redraws=0)
-    LangevinMCMC(kernel, 1, 0, num_chains=4, init=Near(truth, error), seed=0).run(mix)
-    assert kernel.search_calls.tolist() == [3 * sweeps] * 4
+    search = AnnealedSearch((2.0, 0.7, 0.3, 0.1), start=Near(truth, error), redraws=0)
+    assert search.run(model, mix, num_chains=4, seed=0).calls.tolist() == [3 * sweeps] * 4
 
 
 def test_each_chain_comes_in_at_its_own_level(oscillating):
     model, truth, mix = oscillating
-    errors = torch.tensor([0.05, 1.0])[:, None, None]
+    errors = torch.tensor([0.05, 1.0])
     start = Near(truth, 0.1)
-    start.moments = lambda mixes: (None, errors.expand(2, 3, 512))
-    kernel = AnnealedSGLD(model, (2.0, 0.7, 0.3, 0.1), redraws=0)
-    LangevinMCMC(kernel, 1, 0, num_chains=2, init=start, seed=0).run(mix.expand(2, -1))
-    assert kernel.search_calls.tolist() == [6, 15]
+    start.error_level = lambda mixes: errors
+    search = AnnealedSearch((2.0, 0.7, 0.3, 0.1), start=start, redraws=0)
+    assert search.run(model, mix.expand(2, -1), num_chains=2, seed=0).calls.tolist() == [6, 15]
+    # The same where a caller knows it.
+    search = replace(search, start=truth, level=errors)
+    assert search.run(model, mix.expand(2, -1), num_chains=2, seed=0).calls.tolist() == [6, 15]
 
 
 @pytest.mark.parametrize("coupling", ["sweeps", *GENERAL])
 def test_a_near_start_is_kept(oscillating, coupling):
     """From a start that is off by 0.1 with a ladder from 5 on: the search ends nearer to the truth than it began."""
     model, truth, mix = oscillating
-    kernel = AnnealedSGLD(model, (5.0, 1.0, 0.3, 0.15, 0.1, 0.05, 0.02, 0.01), coupling=coupling, redraws=0)
-    mcmc = LangevinMCMC(kernel, 1, 0, num_chains=4, init=Near(truth, 0.1), seed=0).run(mix)
+    search = AnnealedSearch((5.0, 1.0, 0.3, 0.15, 0.1, 0.05, 0.02, 0.01), coupling, Near(truth, 0.1), redraws=0)
+    mcmc = LangevinMCMC(MALA(model), 1, 0, num_chains=4, init=search, seed=0).run(mix)
     for name, value in mcmc.get_samples().items():
         assert (si_sdr(value.reshape(4, 1, -1), truth[name].expand(4, 1, -1)) > 20).all()
 
@@ -464,13 +493,13 @@ def test_a_descent_that_explains_less_than_the_start_is_taken_back(oscillating):
     """A guide that is right but says it knows nothing: from the top of a short ladder few chains find the way again."""
     model, truth, mix = oscillating
     start = Near(truth, 0.0)
-    start.moments = lambda mixes: (None, torch.full((3, 512), 50.0))
-    options = {"ladder": (8.0, 0.5), "redraws": 0, "sweep_every": 0}
-    lost = LangevinMCMC(AnnealedSGLD(model, **options), 1, 0, num_chains=8, seed=0).run(mix)
-    kept = LangevinMCMC(AnnealedSGLD(model, **options), 1, 0, num_chains=8, init=start, seed=0).run(mix)
+    start.error_level = lambda mixes: torch.tensor(50.0)
+    search = AnnealedSearch((8.0, 0.5), redraws=0)
+    lost = search.run(model, mix, num_chains=8, seed=0)
+    kept = replace(search, start=start).run(model, mix, num_chains=8, seed=0)
 
-    def worst(mcmc):
-        scores = [si_sdr(v.reshape(8, 1, -1), truth[k].expand(8, 1, -1)) for k, v in mcmc.get_samples().items()]
+    def worst(found):
+        scores = [si_sdr(v.reshape(8, 1, -1), truth[k].expand(8, 1, -1)) for k, v in found.values().items()]
         return torch.stack(scores).amin(0)
 
     assert (worst(kept) > 20).all()
@@ -493,9 +522,8 @@ class Astray(OscillatorPrior):
 def test_a_prior_that_leads_chains_astray_does_not_end_the_search(oscillating, coupling):
     _, truth, mix = oscillating
     model = mean_mix({wave: Astray(wave, 512) for wave in truth})
-    kernel = AnnealedSGLD(model, (1.0, 0.3, 0.1, 0.03, 0.01), coupling=coupling, redraws=4)
-    z, _ = searched(kernel, model, (mix,), 6, truth)
-    assert all(value.isfinite().all() for value in z.values())
+    search = AnnealedSearch((1.0, 0.3, 0.1, 0.03, 0.01), coupling, truth, redraws=4)
+    assert all(value.isfinite().all() for value in search.run(model, mix, num_chains=6).z.values())
 
 
 def test_a_search_in_which_nothing_is_finite_says_so(oscillating):
@@ -506,19 +534,17 @@ def test_a_search_in_which_nothing_is_finite_says_so(oscillating):
     _, truth, mix = oscillating
     model = mean_mix({wave: Lost(wave, 512) for wave in truth})
     with pytest.raises(DivergenceError, match=r"no chain is finite any more at noise level 1"):
-        searched(AnnealedSGLD(model, (1.0, 0.1), coupling="noisy", redraws=0), model, (mix,), 2, truth)
-    # From a guide's start, there is somewhere to go back to.
-    potential, start = Potential(model, (mix,), num_chains=2), initial_values
-    z = start(potential, truth)
-    kernel = AnnealedSGLD(model, (1.0, 0.1), coupling="noisy", redraws=0)
-    found = kernel.search(potential, z, quiet, torch.ones(2))
-    assert all(torch.equal(found[name], z[name]) for name in z)
+        AnnealedSearch((1.0, 0.1), "noisy", truth, redraws=0).run(model, mix, num_chains=2)
+    # Where it is known how far off the start is, there is somewhere to go back to.
+    found = AnnealedSearch((1.0, 0.1), "noisy", truth, level=1.0, redraws=0).run(model, mix, num_chains=2)
+    for name, value in truth.items():
+        torch.testing.assert_close(found.values()[name], value.expand(2, -1))
 
 
 def test_a_start_that_explains_the_mix_by_no_sources_is_left(oscillating):
     """Every source the mix itself, and sure of it: no descent from there is kept; the search begins from nothing."""
     model, truth, mix = oscillating
     start = Near(dict.fromkeys(truth, mix), 0.01)
-    mcmc = LangevinMCMC(AnnealedSGLD(model), 1, 0, num_chains=8, init=start, seed=0).run(mix)
-    scores = [si_sdr(v.reshape(8, 1, -1), truth[k].expand(8, 1, -1)) for k, v in mcmc.get_samples().items()]
+    found = AnnealedSearch(start=start).run(model, mix, num_chains=8, seed=0)
+    scores = [si_sdr(v.reshape(8, 1, -1), truth[k].expand(8, 1, -1)) for k, v in found.values().items()]
     assert (torch.stack(scores).amin(0) > 20).sum() >= 4

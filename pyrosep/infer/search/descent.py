@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,16 +13,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyrosep.errors import ConfigurationError, DivergenceError
-from pyrosep.infer.ladder import noise_ladder
-from pyrosep.infer.noising import common_transform, required_transform
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import LinearMix, linear_mix_of
-from pyrosep.infer.search import Search
+from pyrosep.infer.search.chains import Moves, SearchedChains
+from pyrosep.infer.search.ladder import noise_ladder
+from pyrosep.infer.search.noising import common_transform, required_transform
 from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms
 from pyrosep.signal.spectra import ShortTimeSpectrum
 
-__all__ = ["LEVELS", "Descent", "DescentSearch", "Heard", "descends_from_mix", "descent_ladder", "share_out"]
+__all__ = ["LEVELS", "Descent", "DescentMoves", "Heard", "descends_from_mix", "descent_ladder", "share_out"]
 
 #: Noise levels, by default.
 LEVELS = 4
@@ -151,35 +152,48 @@ class Descent:
         return found[..., heard.before : heard.before + heard.time]
 
 
-class DescentSearch(Search):
-    """A search by :class:`Descent`.
+@dataclass(frozen=True)
+class DescentMoves(Moves):
+    """All sources go down the levels together: a :class:`Descent`.
 
     One that starts anew begins where nothing is known, with priors that know interference at the mix; the ladder then
     needs no levels above the sources' own loudness. From a guide's start it goes a quarter of the way to the mix,
     and through the lower half of the ladder: what the guide took from a source comes back with other sources around it,
     which such denoisers know what to do with.
 
-    Arguments:
-        potential: of the model, a linear mix of fixed gains with Normal noise.
-        z: where the chains start, unconstrained.
-        ladder: falling noise levels.
-        spread: see :class:`Descent`.
+    For linear mixes of fixed gains with Normal noise, and priors whose denoisers filter one short-time spectrum.
 
-    Raises:
-        ConfigurationError: a model or priors that it is not for.
+    Attributes:
+        spread: of the draws at a level about their means: 1 for draws, 0 for the estimate of least squared error.
     """
+
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spread <= 2:
+            raise ConfigurationError(f"spread must be from 0 to 2; got {self.spread!r}")
+
+    def ladder(self, priors: Mapping[str, SourcePrior], levels: int | None = None) -> tuple[float, ...]:
+        return descent_ladder(priors, LEVELS if levels is None else levels)
+
+    def on(self, potential: Potential, z: Values, ladder: Sequence[float]) -> SearchedChains:
+        return DescendedChains(potential, z, ladder, self.spread)
+
+
+class DescendedChains(SearchedChains):
+    """Chains that go down the levels by a :class:`Descent`: see :class:`DescentMoves`."""
 
     blocks = False
 
-    def __init__(self, potential: Potential, z: Values, ladder: Sequence[float], *, spread: float = 1.0) -> None:
+    def __init__(self, potential: Potential, z: Values, ladder: Sequence[float], spread: float) -> None:
         super().__init__(potential, z, ladder)
         found = linear_mix_of(potential, potential.constrain(z))
         if isinstance(found, str):
-            raise ConfigurationError(f"coupling 'shared' needs a mix that is linear in its sources; {found}")
+            raise ConfigurationError(f"a descent needs a mix that is linear in its sources; {found}")
         if others := [name for name in z if name not in self.names]:
             raise ConfigurationError(
-                f"coupling 'shared' needs a model whose latent sites are sources; {', '.join(others)} are none. Give "
-                "them values (poutine.condition), or use coupling='sweeps'"
+                f"a descent needs a model whose latent sites are sources; {', '.join(others)} are none. Give "
+                "them values (poutine.condition), or use SweepMoves()"
             )
         self.mix = found
         self.descent = Descent(list(potential.priors.values()), spread=spread)

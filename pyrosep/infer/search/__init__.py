@@ -1,0 +1,1 @@
+"""Searching for the sources at falling noise levels, as a start of chains."""
