@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrosep import mixing
+from pyrosep.errors import ConfigurationError
 from pyrosep.infer import MALA, AnnealedSearch, DescentMoves, GibbsMALA, LangevinKernel, LangevinMCMC
 from pyrosep.infer.modes import same_mode, weights_of
 from pyrosep.infer.search.descent import LEVELS
@@ -207,16 +209,29 @@ class SharedDescent(_Sampled):
 
     Attributes:
         ladder: falling noise levels, or how many.
+        from_mix: share of the chains that start from the mix where others start from the guide: they are wrong about
+            other things than those are, and they are right where the guide is not.
         temperature: see :class:`Settings`.
     """
 
     chains: int = 8
     ladder: int | Sequence[float] = LEVELS
+    from_mix: float = 0.5
     temperature: float = 1.0
     _from_draws: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.from_mix <= 1:
+            raise ConfigurationError(f"from_mix is a share, from 0 to 1; got {self.from_mix!r}")
+
     def _search(self, problem: Problem) -> AnnealedSearch:
-        return AnnealedSearch(self.ladder, DescentMoves(), self._start(problem))
+        level = None
+        if self.guided:  # a descent asks no more than whether anything is known of its start
+            guided = self.chains - int(self.from_mix * self.chains)
+            level = torch.zeros(self.chains, *problem.mix.shape[:2])
+            level[guided:] = math.inf
+            level = level.flatten()
+        return AnnealedSearch(self.ladder, DescentMoves(), self._start(problem), level)
 
     def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
         return MALA(model, preconditioner=None) if self.draws > 1 else None

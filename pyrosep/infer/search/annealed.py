@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -81,9 +82,9 @@ class AnnealedSearch(Start):
             is short for either: ``"sweeps"``, ``"shared"`` for :class:`DescentMoves`, or a coupling of
             :class:`LangevinMoves`.
         start: where chains start, see :func:`~pyrosep.infer.initial_values`.
-        level: how far the sources of the start are off, rms of a sample, a float or ``(chains,)``; by default what the
-            guide that they start from says (:meth:`~pyrosep.EncoderGuide.error_level`), and without one nothing is
-            known of it.
+        level: how far the sources of the start are off, rms of a sample, a float or ``(chains,)``, infinite where
+            nothing is known of it; by default what the guide that they start from says
+            (:meth:`~pyrosep.EncoderGuide.error_level`), and without one infinite.
         redraws: block redraws after the first descent.
         block: sources in a block.
         redraw_levels: levels of the ladder, evenly spaced, that a redraw passes through.
@@ -213,19 +214,19 @@ class AnnealedSearch(Start):
 
 
 def _first_descent(chains: SearchedChains, level: Tensor | None) -> Tensor:
-    """Take all chains down the ladder, from the level that their start is off by, if that is known.
+    """Take all chains down the ladder, from the level that their start is off by: if that is not known, from the top.
 
     Returns:
         numbers of the chains that have their start again, for the descent explained less of the mix.
     """
     everyone = torch.arange(chains.num_chains, device=next(iter(chains.z.values())).device)
-    if level is None:
-        chains.begin(everyone, chains.ladder)
-        return everyone[:0]
-    refused = torch.zeros_like(everyone, dtype=torch.bool)
-    places = chains.places(level.expand(chains.num_chains)).to(everyone.device)
-    for first in places.unique().tolist():
-        rows = everyone[places == first]
+    level = (torch.tensor(math.inf) if level is None else level.to(everyone.device)).expand(chains.num_chains)
+    refused, known = torch.zeros_like(everyone, dtype=torch.bool), level.isfinite()
+    if not bool(known.all()):
+        chains.begin(everyone[~known], chains.ladder)
+    places = chains.places(level).to(everyone.device)
+    for first in places[known].unique().tolist():
+        rows = everyone[known & (places == first)]
         refused |= chains.refine(partial(chains.descend, rows, chains.ladder[first:], None, anew=False))
     return everyone[refused]
 

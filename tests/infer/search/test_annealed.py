@@ -477,6 +477,9 @@ def test_each_chain_comes_in_at_its_own_level(oscillating):
     # The same where a caller knows it.
     search = replace(search, start=truth, level=errors)
     assert search.run(model, mix.expand(2, -1), num_chains=2, seed=0).calls.tolist() == [6, 15]
+    # Nothing is known of the second chain's start: it comes in at the top, as all would without a level.
+    search = replace(search, level=torch.tensor([0.05, math.inf]))
+    assert search.run(model, mix.expand(2, -1), num_chains=2, seed=0).calls.tolist() == [6, 15]
 
 
 @pytest.mark.parametrize("coupling", ["sweeps", *GENERAL])

@@ -1,0 +1,43 @@
+"""Which chains of a guided separation start where."""
+
+import pytest
+import torch
+
+from pyrosep import load_priors
+from pyrosep.errors import ConfigurationError
+from pyrosep.separation.chains import SharedDescent
+from pyrosep.separation.problem import Problem
+
+
+@pytest.fixture(scope="module")
+def problem():
+    priors = load_priors("band-small", frame=8192)
+    mix = 0.1 * torch.randn(2, 1, 8192, generator=torch.Generator().manual_seed(0))
+    return Problem(mix, priors, torch.ones(4), 1e-4, keep=4, seed=0, sample_rate=16_000)
+
+
+def draws(problem, **numbers):
+    return SharedDescent(chains=4, draws=1, **numbers).posterior(problem).draws  # one of each chain, chain by chain
+
+
+def test_half_of_the_chains_from_a_guide_start_from_the_mix(problem):
+    def apart(one, other):
+        return float((one.mean(0) - other.mean(0)).square().mean())
+
+    alone, guided = draws(problem), draws(problem, guided=True, from_mix=0.0)
+    half = draws(problem, guided=True)
+    assert torch.equal(draws(problem, guided=True, from_mix=1.0), alone)
+    assert apart(half[2:], alone) < apart(half[2:], guided)
+    assert apart(half[:2], guided) < apart(half[:2], alone)
+
+
+def test_a_single_chain_starts_from_the_guide(problem):
+    one = SharedDescent(chains=1, draws=1, guided=True)
+    none = SharedDescent(chains=1, draws=1, guided=True, from_mix=0.0)
+    assert torch.equal(one.posterior(problem).mean, none.posterior(problem).mean)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_out_of_range(share):
+    with pytest.raises(ConfigurationError, match="from_mix is a share, from 0 to 1"):
+        SharedDescent(from_mix=share)
