@@ -12,10 +12,9 @@ shorter files.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +22,23 @@ import torch
 from torch import Tensor
 
 from pyrosep.audio.decode import Opened, opened
+from pyrosep.audio.resampling import check_rate, differentiable_resample, resample
 from pyrosep.audio.writer import ClippingWarning, Writer, write
-from pyrosep.errors import (
-    ConfigurationError,
-    EmptyAudioError,
-    MissingDependencyError,
-    NonFiniteAudioError,
-    SampleRateError,
-)
+from pyrosep.errors import ConfigurationError, EmptyAudioError, NonFiniteAudioError
 
-__all__ = ["SUFFIXES", "Audio", "AudioInfo", "ClippingWarning", "Writer", "blocks", "info", "read", "resample", "write"]
+__all__ = [
+    "SUFFIXES",
+    "Audio",
+    "AudioInfo",
+    "ClippingWarning",
+    "Writer",
+    "blocks",
+    "differentiable_resample",
+    "info",
+    "read",
+    "resample",
+    "write",
+]
 
 Path = str | os.PathLike[str]
 
@@ -142,7 +148,7 @@ def read(
         (torch.Size([1, 2000]), 8000, 0.5)
     """
     if sample_rate is not None:
-        _check_rate(sample_rate)
+        check_rate(sample_rate)
     if not (math.isfinite(start) and start >= 0):
         raise ConfigurationError(f"expected a start of 0 s or later, got {start}")
     if duration is not None and not duration > 0:
@@ -222,77 +228,6 @@ def _blocks(path: Path, block: int, hop: int, stream: int) -> Iterator[Tensor]:
             _no_samples(path, file, 0)
         if held.shape[1] > overlap:
             yield torch.from_numpy(held.copy())
-
-
-def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Resample by a windowed sinc (Kaiser window, 64 zero crossings a side).
-
-    A sine at 35 % of the lower rate survives going there and back at over 100 dB SNR, away from the edges;
-    the pass band ends at 95 % of the lower Nyquist frequency. Equal rates return `samples` itself.
-
-    Arguments:
-        samples: `(..., time)`, floating point.
-        from_rate: their rate in Hz.
-        to_rate: the wanted rate in Hz.
-
-    Returns:
-        Tensor `(..., ceil(time * to_rate / from_rate))`.
-
-    Raises:
-        SampleRateError: a rate is no positive integer, or the two have so small a common divisor that the
-            filter bank would not fit into memory.
-        MissingDependencyError: torchaudio can't be imported.
-
-    Example:
-        >>> resample(torch.zeros(2, 44_100), 44_100, 16_000).shape
-        torch.Size([2, 16000])
-    """
-    from_rate, to_rate = _check_rate(from_rate), _check_rate(to_rate)
-    if from_rate == to_rate:
-        return samples
-    divisor = math.gcd(from_rate, to_rate)
-    source, target = from_rate // divisor, to_rate // divisor
-    if target * (source + 2 * 70 * max(1.0, source / target)) > 2**27:
-        raise SampleRateError(
-            f"can't resample from {from_rate} to {to_rate} Hz: their greatest common divisor, {divisor} Hz, "
-            "is too small; go by way of a rate that shares a larger divisor with both"
-        )
-    length = -(-samples.shape[-1] * target // source)
-    if samples.numel() == 0:
-        return samples.new_zeros(*samples.shape[:-1], length)
-    return _resampler(source, target, samples.dtype, samples.device)(samples.contiguous())[..., :length]
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Tensor]:
-    # Kept, as its filters take ten times as long to compute as a frame to be resampled by them.
-    try:
-        from torchaudio.transforms import Resample
-    except Exception as error:  # a mismatched pair raises OSError or AttributeError as well as ImportError
-        raise MissingDependencyError(
-            f"resampling needs torchaudio, which can't be imported beside torch {torch.__version__} "
-            f"({error}); install the pair 'torch>=2.11,<2.12' and 'torchaudio>=2.11,<2.12', built for the "
-            "same CUDA version"
-        ) from error
-    with torch.inference_mode(False):  # what is kept must also serve where gradients are wanted
-        module = Resample(
-            source,
-            target,
-            # librosa's "kaiser_best".
-            lowpass_filter_width=64,
-            rolloff=0.9475937167399596,
-            resampling_method="sinc_interp_kaiser",
-            beta=14.769656459379492,
-            dtype=None if dtype == torch.float32 else dtype,  # None computes in float64 and rounds to float32
-        )
-    resampler: Callable[[Tensor], Tensor] = module.to(device)
-    return resampler
-
-
-def _check_rate(rate: int) -> int:
-    if isinstance(rate, bool) or int(rate) != rate or rate <= 0:
-        raise SampleRateError(f"expected a sample rate that is a positive integer in Hz, got {rate!r}")
-    return int(rate)
 
 
 def _check_not_empty(path: Path, file: Opened) -> None:

@@ -60,12 +60,13 @@ def diagnose(
     """R-hat, ESS and MCSE of a posterior's summaries, and ArviZ's plots of them."""
     with reported():
         from pyrosep.diagnostics import compare_chains, plot_diagnostics, read_netcdf, summarize, verdict
+        from pyrosep.diagnostics.arviz_versions import group
 
         path = posterior / "posterior.nc" if posterior.is_dir() else posterior
         idata = read_netcdf(path)
         table = summarize(idata)
         # Of few draws there is no telling which mode a chain is in.
-        compared = "few" not in table.attrs and "sample_stats" in idata and "lp" in idata.sample_stats
+        compared = "few" not in table.attrs and "lp" in group(idata, "sample_stats")
         chains = compare_chains(idata) if compared else None
         pictures = plot_diagnostics(idata, out or path.parent / "diagnostics")
         write_json(

@@ -19,7 +19,7 @@ from pyrosep.errors import ConfigurationError, DataError
 
 __all__ = ["Crop", "FrameGrid", "RandomCrops", "SongFrame"]
 
-MARGIN = 80
+MARGIN = 250
 """Samples of the lower rate read on either side of a frame: more than the resampling filter reaches."""
 
 

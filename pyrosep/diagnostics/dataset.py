@@ -6,24 +6,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrosep.diagnostics.arviz_versions import PosteriorData, group
 from pyrosep.signal.summaries import BAND_EDGES, audio_summaries
 
 if TYPE_CHECKING:
-    import arviz
     import xarray
 
 __all__ = ["summary_dataset"]
 
 
-def summary_dataset(idata: arviz.InferenceData) -> xarray.Dataset:
+def summary_dataset(idata: PosteriorData) -> xarray.Dataset:
     """The summaries of every draw, dims ``(chain, draw, ...)``."""
     import xarray
 
-    posterior = idata.posterior
+    posterior = group(idata, "posterior")
     dataset = posterior.drop_vars([name for name in ("sources",) if name in posterior])
     if "sources" in posterior:
         sources = posterior["sources"]
-        rate = idata.constant_data["sample_rate"].values.item() if "constant_data" in idata else 1.0
+        constants = group(idata, "constant_data")
+        rate = constants["sample_rate"].values.item() if "sample_rate" in constants else 1.0
         lead = sources.dims[:-1]
         found = audio_summaries(sources.values, rate)
         bands = [f"{edge:.0f} Hz+" for edge in BAND_EDGES[: found["band_db"].shape[-1]]]
@@ -32,8 +33,8 @@ def summary_dataset(idata: arviz.InferenceData) -> xarray.Dataset:
             own = coords | ({"band": bands} if axis == "band" else {})
             dims = lead if axis is None else (*lead, axis)
             dataset[name] = xarray.DataArray(found[name], dims=dims, coords=own)
-    if "sample_stats" in idata:
-        for name in ("lp", "residual"):
-            if name in idata.sample_stats and bool(np.isfinite(idata.sample_stats[name]).all()):
-                dataset[name] = idata.sample_stats[name]
+    stats = group(idata, "sample_stats")
+    for name in ("lp", "residual"):
+        if name in stats and bool(np.isfinite(stats[name]).all()):
+            dataset[name] = stats[name]
     return dataset.drop_vars("time", errors="ignore")

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Normal
 
+from pyrosep.diagnostics.arviz_versions import pareto_shape
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides import EncoderGuide, log_weights
 from pyrosep.mixing import plate_nesting
@@ -50,9 +51,7 @@ def importance_k_hat(
         return float("inf")
     if float(weights.max() - weights.min()) < _EQUAL:
         return -float("inf")
-    import arviz
-
-    return float(arviz.psislw(weights.numpy())[1])
+    return pareto_shape(weights.numpy())
 
 
 def interval_coverage(

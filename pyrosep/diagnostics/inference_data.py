@@ -1,25 +1,23 @@
-"""From chains to ArviZ: the one place where an InferenceData is built, written and read."""
+"""From chains to ArviZ: where their posteriors are built, written and read."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor
 
+from pyrosep.diagnostics import arviz_versions
+from pyrosep.diagnostics.arviz_versions import PosteriorData
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.infer import LangevinMCMC, Potential
 
-if TYPE_CHECKING:
-    import arviz
-
-__all__ = ["inference_data", "read_netcdf", "to_inference_data", "write_netcdf"]
+__all__ = ["read_netcdf", "to_inference_data", "write_netcdf"]
 
 
 def to_inference_data(
@@ -28,8 +26,8 @@ def to_inference_data(
     sample_rate: float | None = None,
     truth: Tensor | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-) -> arviz.InferenceData:
-    """The draws of a run as an ArviZ ``InferenceData``.
+) -> PosteriorData:
+    """The draws of a run for ArviZ: an ``InferenceData``, or a ``DataTree`` from ArviZ 1.0 on.
 
     Groups:
         - ``posterior``: ``sources`` with dims ``(chain, draw, source, time)``, coordinates the sites' names and
@@ -77,25 +75,12 @@ def to_inference_data(
     if isinstance(mcmc, LangevinMCMC):
         stats = {name: value.numpy() for name, value in mcmc.sample_stats().items()}
         chains = mcmc.chains
-    return inference_data(
-        posterior=posterior,
-        sample_stats=stats or None,
-        observed_data=observed or None,
-        constant_data=constants,
+    return arviz_versions.from_groups(
+        {"posterior": posterior, "sample_stats": stats, "observed_data": observed, "constant_data": constants},
         coords={"chain": chains, "source": names, "time": np.arange(prior.time) / (rate or 1.0)},
         dims=all_dims,
         attrs={"inference_library": "pyrosep"},
     )
-
-
-def inference_data(**groups: Any) -> arviz.InferenceData:
-    """What :func:`arviz.from_dict` makes of arrays ``(chain, draw, ...)``, of fewer draws than chains too."""
-    import arviz
-
-    with warnings.catch_warnings():
-        # The axes are in order; ArviZ can only guess whether they are.
-        warnings.filterwarnings("ignore", message="More chains")
-        return arviz.from_dict(**groups)
 
 
 def _potential(mcmc: AbstractMCMC) -> Potential:
@@ -105,30 +90,27 @@ def _potential(mcmc: AbstractMCMC) -> Potential:
     return Potential(mcmc.kernel.model, mcmc._args, mcmc._kwargs)
 
 
-def write_netcdf(idata: arviz.InferenceData, path: str | os.PathLike[str]) -> Path:
+def write_netcdf(idata: PosteriorData, path: str | os.PathLike[str]) -> Path:
     """Write to a NetCDF file, whole or not at all, and return its path."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
-    idata.to_netcdf(str(beside), engine="h5netcdf")
+    arviz_versions.write(idata, beside)
     beside.replace(target)
     return target
 
 
-def read_netcdf(path: str | os.PathLike[str]) -> arviz.InferenceData:
+def read_netcdf(path: str | os.PathLike[str]) -> PosteriorData:
     """Read what :func:`write_netcdf` wrote, into memory.
 
     Raises:
         MissingFileError: there is no such file.
         DataError: it is not a NetCDF file of an InferenceData.
     """
-    import arviz
-
     source = Path(path)
     if not source.is_file():
         raise MissingFileError(f"no file {source}; pyrosep separate writes posterior.nc into each track's folder")
     try:
-        with arviz.rc_context({"data.load": "eager"}):
-            return arviz.from_netcdf(str(source), engine="h5netcdf")
+        return arviz_versions.read(source)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{source} is not a NetCDF file of an InferenceData ({error})") from error

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrosep.diagnostics.arviz_versions import PosteriorData, group
 from pyrosep.diagnostics.dataset import summary_dataset
 from pyrosep.errors import DataError
 from pyrosep.infer.modes import same_mode, weights_of
 
 if TYPE_CHECKING:
-    import arviz
     import pandas
 
 __all__ = ["compare_chains", "describe_modes"]
 
 
-def compare_chains(idata: arviz.InferenceData) -> pandas.DataFrame:
+def compare_chains(idata: PosteriorData) -> pandas.DataFrame:
     """One row a chain (and window and channel of a separated track): where it is, beside the others.
 
     Columns: ``chain``, ``window`` and ``channel`` where there are any, ``log_joint`` (mean over the draws, nats),
@@ -31,9 +31,10 @@ def compare_chains(idata: arviz.InferenceData) -> pandas.DataFrame:
     """
     import pandas
 
-    if "sample_stats" not in idata or "lp" not in idata.sample_stats:
+    stats = group(idata, "sample_stats")
+    if "lp" not in stats:
         raise DataError("comparing chains needs their log joint density, which LangevinMCMC keeps as sample_stats.lp")
-    joint = idata.sample_stats["lp"].mean("draw")
+    joint = stats["lp"].mean("draw")
     cells = [str(dim) for dim in joint.dims if dim != "chain"]
     dataset = summary_dataset(idata).drop_vars(["lp", "residual"], errors="ignore")
     chains = joint.coords["chain"].values

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrosep.diagnostics import arviz_versions
+from pyrosep.diagnostics.arviz_versions import PosteriorData, group
 from pyrosep.diagnostics.dataset import summary_dataset
 from pyrosep.diagnostics.summaries import LEAST_DRAWS
 
 if TYPE_CHECKING:
-    import arviz
     from matplotlib.figure import Figure
 
 __all__ = ["plot_diagnostics", "plot_spectrograms"]
@@ -21,14 +22,13 @@ __all__ = ["plot_diagnostics", "plot_spectrograms"]
 _MAX_PANELS = 12
 
 
-def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str]) -> list[Path]:
+def plot_diagnostics(idata: PosteriorData, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw trace, rank, autocorrelation and log joint density of the summaries; returns the pictures' paths.
 
     Of a variable with many elements (bands, windows), those with the largest R-hat are drawn, at most
     twelve, so that what looks good here looks good everywhere. Of fewer than four draws a chain there is none of these,
     but one picture, of where each chain's draws are, for the summaries that vary most.
     """
-    import arviz
     import matplotlib
 
     matplotlib.use("Agg", force=False)
@@ -46,29 +46,26 @@ def plot_diagnostics(idata: arviz.InferenceData, folder: str | os.PathLike[str])
         draw = {"draws": lambda: _plot_draws(chosen)}
     else:
         draw = {
-            "trace": lambda: arviz.plot_trace(chosen, compact=False, figsize=(12, 1.6 * len(chosen))),
-            "rank": lambda: arviz.plot_rank(chosen, ref_line=True),
-            "autocorrelation": lambda: arviz.plot_autocorr(chosen, combined=True),
+            "trace": lambda: arviz_versions.trace_plot(chosen),
+            "rank": lambda: arviz_versions.rank_plot(chosen),
+            "autocorrelation": lambda: arviz_versions.autocorrelation_plot(chosen),
             "log_joint": lambda: _plot_log_joint(idata),
         }
     pictures = []
-    with arviz.rc_context({"plot.max_subplots": 4 * _MAX_PANELS}):
-        for name, plot in draw.items():
-            if name == "log_joint" and ("sample_stats" not in idata or "lp" not in idata.sample_stats):
-                continue
-            plot()
-            figure = plt.gcf()
-            figure.tight_layout()
-            path = target / f"{name}.png"
-            figure.savefig(path, dpi=100)
-            plt.close("all")
-            pictures.append(path)
+    for name, plot in draw.items():
+        if name == "log_joint" and "lp" not in group(idata, "sample_stats"):
+            continue
+        figure = plot()
+        figure.tight_layout()
+        path = target / f"{name}.png"
+        figure.savefig(path, dpi=100)
+        plt.close("all")
+        pictures.append(path)
     return pictures
 
 
 def _worst(dataset: Any, few: bool) -> Any:
     """The elements of largest R-hat, each as a variable of its own; of few draws, those of largest deviation."""
-    import arviz
     import xarray
 
     scalars = {}
@@ -76,7 +73,7 @@ def _worst(dataset: Any, few: bool) -> Any:
         axes = [dim for dim in array.dims if dim not in ("chain", "draw")]
         stacked = array.stack(element=axes) if axes else array.expand_dims("element", -1)
         plain = xarray.Dataset({"x": stacked.drop_vars(["element", *axes], errors="ignore")})
-        bad = (plain.std(["chain", "draw"]) if few else arviz.rhat(plain))["x"].values
+        bad = (plain.std(["chain", "draw"]) if few else arviz_versions.r_hat(plain))["x"].values
         for index, value in enumerate(np.atleast_1d(bad)):
             label = name if not axes else f"{name} {_label(stacked, index, axes)}"
             scalars[label] = (
@@ -92,11 +89,11 @@ def _label(stacked: Any, index: int, axes: list[str]) -> str:
     return " ".join(str(element.coords[axis].item()) if axis in element.coords else "" for axis in axes)
 
 
-def _plot_draws(chosen: Any) -> None:
+def _plot_draws(chosen: Any) -> Figure:
     """The draws of each summary, a colour a chain, by their distance from the mean."""
     import matplotlib.pyplot as plt
 
-    _, axis = plt.subplots(figsize=(10, 1 + 0.4 * len(chosen)))
+    figure, axis = plt.subplots(figsize=(10, 1 + 0.4 * len(chosen)))
     for place, array in enumerate(chosen.data_vars.values()):
         values = array.transpose("chain", "draw").values
         for chain, own in enumerate(values):
@@ -105,15 +102,16 @@ def _plot_draws(chosen: Any) -> None:
     axis.set_yticks(range(len(chosen)), [f"{name}, mean {float(array.mean()):.3g}" for name, array in chosen.items()])
     axis.invert_yaxis()
     axis.set(xlabel="draw less the mean over all draws; a colour a chain")
+    return figure
 
 
-def _plot_log_joint(idata: arviz.InferenceData) -> None:
+def _plot_log_joint(idata: PosteriorData) -> Figure:
     import matplotlib.pyplot as plt
 
-    lp = idata.sample_stats["lp"]
+    lp = group(idata, "sample_stats")["lp"]
     if lp.ndim > 2:
         lp = lp.sum([dim for dim in lp.dims if dim not in ("chain", "draw")])
-    _, (left, right) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 1), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 1), sharey=True)
     for chain in lp.coords["chain"].values:
         values = lp.sel(chain=chain).values
         left.plot(values, label=f"chain {chain}", linewidth=0.8)
@@ -121,6 +119,7 @@ def _plot_log_joint(idata: arviz.InferenceData) -> None:
     left.set(xlabel="draw", ylabel="log joint density, nats")
     right.set(xlabel="draws")
     left.legend(fontsize="small", ncols=2)
+    return figure
 
 
 def plot_spectrograms(

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrosep.diagnostics import arviz_versions
+from pyrosep.diagnostics.arviz_versions import PosteriorData, group
 from pyrosep.diagnostics.dataset import summary_dataset
 from pyrosep.diagnostics.modes import compare_chains, describe_modes
 from pyrosep.errors import DataError
 
 if TYPE_CHECKING:
-    import arviz
     import pandas
 
 __all__ = ["summarize", "verdict"]
@@ -23,7 +24,7 @@ R_HAT_LIMIT = 1.05
 ESS_LIMIT = 100
 
 
-def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
+def summarize(idata: PosteriorData) -> pandas.DataFrame:
     """Mean, standard deviation, MCSE, bulk and tail ESS, and R-hat of summaries of the audio.
 
     One row a summary: log joint density (``lp``), residual, each source's level, band levels and random projections
@@ -41,21 +42,16 @@ def summarize(idata: arviz.InferenceData) -> pandas.DataFrame:
     Raises:
         DataError: there is one draw of one chain.
     """
-    import arviz
-
     dataset = summary_dataset(idata)
-    columns = ["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]
     chains, draws = dataset.sizes["chain"], dataset.sizes["draw"]
     if chains * draws < 2:
         raise DataError("one draw has no deviation; expected at least two draws or chains")
     few = draws < LEAST_DRAWS
-    kind = "stats" if few else "all"
-    table = arviz.summary(dataset, kind=kind, round_to="none", stat_focus="mean", hdi_prob=0.9)
-    table = table[["mean", "sd"]].reindex(columns=columns) if few else table[columns]
+    table = arviz_versions.summary(dataset, diagnose=not few)
     if few:
         table.attrs["few"] = f"got {draws}; means and deviations are over {chains * draws} draws of {chains} chains"
         return table
-    if chains > 1 and "sample_stats" in idata and "lp" in idata.sample_stats:
+    if chains > 1 and "lp" in group(idata, "sample_stats"):
         compared = compare_chains(idata)
         if compared["mode"].max() > 0:
             table.attrs["modes"] = describe_modes(compared)

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from pyrosep import audio
-from pyrosep.diagnostics.inference_data import inference_data, write_netcdf
+from pyrosep.diagnostics.arviz_versions import PosteriorData, from_groups
+from pyrosep.diagnostics.inference_data import write_netcdf
 from pyrosep.diagnostics.summaries import summarize, verdict
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.naming import check_source_names, track_folders
@@ -34,9 +35,6 @@ from pyrosep.separation.settings import Settings
 from pyrosep.signal.summaries import BAND_EDGES
 from pyrosep.version import __version__
 from pyrosep.zoo import PriorSet
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["AUDIO_SUFFIXES", "find_tracks", "separate_track"]
 
@@ -212,15 +210,14 @@ def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seco
     }
 
 
-def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> arviz.InferenceData:
+def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> PosteriorData:
     posterior = {name: summaries[name].astype(np.float32) for name in ("energy_db", "band_db", "projection")}
     known = ("lp", "acceptance_rate", "step_size", "residual")  # where chains were sampled, and not searched for alone
     stats = {name: summaries[name] for name in known if name in summaries}
     bands = [f"{edge:.0f} Hz+" for edge in BAND_EDGES[: posterior["band_db"].shape[-1]]]
     lead = ["window", "channel"]
-    return inference_data(
-        posterior=posterior,
-        sample_stats=stats,
+    return from_groups(
+        {"posterior": posterior, "sample_stats": stats},
         coords={"source": list(separator.names), "band": bands},
         dims={
             "energy_db": [*lead, "source"],
@@ -232,7 +229,7 @@ def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> a
     )
 
 
-def _diagnose(idata: arviz.InferenceData) -> dict[str, Any]:
+def _diagnose(idata: PosteriorData) -> dict[str, Any]:
     """R-hat and ESS at their worst; none where there are too few draws or chains to tell."""
     table = summarize(idata)
     if not np.isfinite(table["r_hat"]).any():

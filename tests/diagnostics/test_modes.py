@@ -1,10 +1,10 @@
 """Chains by mode: who is together, what a mode weighs, and what is said of it."""
 
-import arviz
 import numpy as np
 import pytest
 
 from pyrosep.diagnostics import compare_chains, describe_modes, summarize, verdict
+from pyrosep.diagnostics.arviz_versions import from_groups
 from pyrosep.errors import DataError
 from pyrosep.infer.modes import same_mode, weights_of
 
@@ -18,7 +18,7 @@ def inference_data(levels, joint, draws=50, cells=()):
     dims = {"level": [*("window", "channel")[: len(cells)], "source"], "lp": ["window", "channel"][: len(cells)]}
     lp = np.asarray(joint, float).reshape(-1, *(1,) * (len(shape) - 1)) + random.standard_normal(shape)
     values = place + random.standard_normal(place.shape)
-    return arviz.from_dict(posterior={"level": values}, sample_stats={"lp": lp}, dims=dims)
+    return from_groups({"posterior": {"level": values}, "sample_stats": {"lp": lp}}, dims=dims)
 
 
 def test_chains_within_each_others_spread_are_one_mode():
@@ -86,6 +86,6 @@ def test_the_verdict_of_chains_that_agree_says_nothing_of_modes():
 
 
 def test_chains_without_a_log_joint_density():
-    idata = arviz.from_dict(posterior={"level": np.zeros((2, 10))})
+    idata = from_groups({"posterior": {"level": np.zeros((2, 10))}})
     with pytest.raises(DataError, match="log joint density"):
         compare_chains(idata)
