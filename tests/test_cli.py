@@ -897,11 +897,12 @@ def test_demo(tmp_path, short_song):
     options = ("--chains", 2, "--seed", 1, "-d", "cpu", "--json", figures)
     text = done("demo", "-o", tmp_path / "demo", *options).stdout
     estimates = ("mix as estimate", "Gaussian priors", "guide", "chains from the guide")
-    for words in (*estimates, "2 chains", "sum to the mix"):
+    for words in (*estimates, "2 chains", "sum to the mix", "Four toy waves", "with the clipper"):
         assert words in text
-    assert str(tmp_path / "demo" / "demo.png") in text
+    for part in ("toy", "clipped", "song"):
+        assert str(tmp_path / "demo" / f"{part}.png") in text
     report = json.loads(figures.read_text())
-    assert tuple(report["scores"]) == estimates
+    assert tuple(report["song"]["scores"]) == estimates
     assert report["total_seconds"] > 0
     assert done("demo", "-o", tmp_path / "demo", *options, "--quiet").output == ""
 

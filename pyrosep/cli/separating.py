@@ -51,73 +51,41 @@ def demo(
     quiet: Quiet = False,
     json_file: Json = None,
 ) -> None:
-    """Separate a real song that comes with a dependency, and score the stems against the true ones."""
+    """Separate toy waves, a mix that was clipped, and a real song, and score what is found against the truth."""
     with reported():
-        from pyrosep.demo import MODEL, run_demo, run_guide_demo, run_toy_demo
+        from pyrosep.demo import MODEL, demo_song, run_clipped_demo, run_song_demo, run_toy_demo
         from pyrosep.separation import Settings
 
         start = time.perf_counter()
-        bar, update = track_progress("separating", quiet)
-        settings = Settings(chains=chains, seed=seed)
-        with bar:
-            result = run_demo(out, settings=settings, device=chosen_device(device), progress=update)
+        on = chosen_device(device)
+        demo_song()  # is it there?
+        result: dict[str, Any] = {}
         bar, update = track_progress("toy waves", quiet)
         with bar:
-            result["toy"] = run_toy_demo(out, seed=seed, device=chosen_device(device), progress=update)
-        bar, update = track_progress("toy mixes", quiet)
+            result["toy"] = run_toy_demo(out, chains=chains or 8, seed=seed, device=on, progress=update)
+        bar, update = track_progress("a clipped mix", quiet)
         with bar:
-            result["guide"] = run_guide_demo(out, seed=seed, progress=update)
+            result["clipped"] = run_clipped_demo(out, chains=chains or 4, seed=seed, device=on, progress=update)
+        bar, update = track_progress("a song", quiet)
+        with bar:
+            settings = Settings(chains=chains, seed=seed)
+            result["song"] = run_song_demo(out, settings=settings, device=on, progress=update)
         result["total_seconds"] = round(time.perf_counter() - start, 1)
         write_json(json_file, result)
         if quiet:
             return
-        print_table(_scores(result["scores"], f"SI-SDR in dB, The Easton Ellises - Falcon 69, model {MODEL}"))
-        run = result["run"]
+        toy, clipped, song = result["toy"], result["clipped"], result["song"]
+        print_table(_scores(toy["scores"], "Four toy waves from their mean, SI-SDR in dB"))
+        typer.echo(f"Sound: {toy['folder']}\nPicture: {toy['picture']}\n")
+        print_table(_scores(clipped["scores"], "Three waves from a mix that was clipped, SI-SDR in dB"))
+        typer.echo(f"Sound: {clipped['folder']}\nPicture: {clipped['picture']}\n")
+        print_table(_scores(song["scores"], f"The Easton Ellises - Falcon 69, model {MODEL}, SI-SDR in dB"))
+        run = song["run"]
         typer.echo(
-            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {result['chains']} chains from the "
-            "guide on each of the windows.\n"
-            f"The stems sum to the mix within {result['sum_residual_db']:.0f} dB.\n"
-            f"Stems and posterior: {result['folder']}\nPicture: {result['picture']}"
+            f"{run['seconds']:.1f} s of stereo in {run['wall_seconds']:.0f} s: {song['chains']} chains for each of the "
+            f"windows. The stems sum to the mix within {song['sum_residual_db']:.0f} dB.\n"
+            f"Stems and posterior: {song['folder']}\nPicture: {song['picture']}"
         )
-        toy = result["toy"]
-        print_table(_naming(toy["naming"]))
-        typer.echo(f"Picture: {toy['picture']}")
-        print_table(_separation(result["guide"]["separation"]))
-        typer.echo(f"Picture: {result['guide']['picture']}")
-
-
-def _naming(rows: list[dict[str, Any]]) -> Table:
-    """What flows make of noised toy waves, beside the exact priors, a row a level."""
-    table = Table(title="Toy waves in noise, by flows (and exact priors)")
-    for column in ("noise", "frames", "named right, %", "SNR in dB", "denoised"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row['sigma']:g}",
-            str(row["frames"]),
-            f"{100 * row['right']:.0f} ({100 * row['exact_right']:.0f})",
-            f"{row['noisy_snr_db']:.1f}",
-            f"{row['snr_db']:.1f} ({row['exact_snr_db']:.1f})",
-        )
-    return table
-
-
-def _separation(rows: list[dict[str, Any]]) -> Table:
-    """How well toy mixes come apart, a row a method."""
-    table = Table(title=f"{rows[0]['mixes']} mixes of four toy waves, {rows[0]['frame']} samples each")
-    table.add_column("estimate")
-    for column in ("median SI-SDR, dB", "> 10 dB, %", "> 20 dB, %", "s for a second"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        chains = f", {row['chains']} chain" if row["method"] == "guide+langevin" else ""
-        table.add_row(
-            f"{row['method']}{chains}",
-            f"{row['median_db']:.1f}",
-            f"{100 * row['above_10']:.0f}",
-            f"{100 * row['above_20']:.0f}",
-            f"{row['real_time_factor']:.1f}",
-        )
-    return table
 
 
 def _scores(scores: dict[str, dict[str, float]], title: str) -> Table:

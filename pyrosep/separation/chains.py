@@ -216,7 +216,7 @@ class SharedDescent(_Sampled):
 
     chains: int = 8
     ladder: int | Sequence[float] = LEVELS
-    from_mix: float = 0.5
+    from_mix: float = 0.25
     temperature: float = 1.0
     _from_draws: ClassVar[bool] = False
 

@@ -24,7 +24,7 @@ class Settings:
     Attributes:
         method: ``"langevin"`` (chains of :class:`~pyrosep.MALA`, after an :class:`~pyrosep.AnnealedSearch` where
             the posterior may have several modes), ``"guide+langevin"`` (the same, chains from draws of the guide; with
-            coupling ``"shared"`` half of them from its mean, and half from the mix), ``"guide"`` (the guide's own mean
+            coupling ``"shared"`` three quarters from its mean, one from the mix), ``"guide"`` (the guide's own mean
             and deviation), ``"exact"`` (closed form; Gaussian priors only), or
             ``"one-pass"`` (one call of each prior's denoiser, on the mix itself, for priors whose denoisers are filters
             and know interference: a :class:`~pyrosep.infer.search.descent.Descent` of one level).
