@@ -52,8 +52,8 @@ def run_toy_demo(
         ``scores``: by estimate and wave, SI-SDR in dB; ``seconds``; ``picture``: its path.
     """
     priors = load_priors(TOY_MODEL, frame=FRAME, device=device)
-    mix, truth = ToyMixes(WAVES, frame=FRAME, seed=seed)[0]
-    truth = dict(zip(WAVES, truth, strict=True))
+    mix, sources = ToyMixes(WAVES, frame=FRAME, seed=seed)[0]
+    truth = dict(zip(WAVES, sources, strict=True))
     found = _sampled(mean_mix(priors), mix, list(priors), chains, seed, progress)
     return _told(out, "toy", mix, truth, {"chains": found}, "Four waves in their mean")
 
@@ -94,16 +94,18 @@ def run_clipped_demo(
 
 def _sampled(model: Model, mix: Tensor, names: list[str], chains: int, seed: int, progress: Progress) -> Tensor:
     """Draws of the chain of highest joint density, ``(source, draw, time)``."""
-    draws, warmup = 10, 40
+    draws, warmup, thinning = 10, 60, 10
+    total = warmup + draws * thinning
     mcmc = LangevinMCMC(
         GibbsMALA(model),
         draws,
         warmup,
         num_chains=chains,
+        thinning=thinning,
         init=AnnealedSearch(),
         seed=seed,
         disable_progbar=True,
-        hook_fn=lambda kernel, z, stage, i: progress(i + 1 + (warmup if stage == "Sample" else 0), warmup + draws),
+        hook_fn=lambda kernel, z, stage, i: progress(i + 1 + (warmup if stage == "Sample" else 0), total),
     ).run(mix)
     best = int(mcmc.sample_stats()["lp"].mean(1).argmax())
     samples = mcmc.get_samples(group_by_chain=True)
@@ -121,6 +123,7 @@ def _told(
         for key, value in means.items()
     }
     folder, last = out / name, list(found)[-1]
+    folder.mkdir(parents=True, exist_ok=True)
     loud = 0.5 / float(mix.abs().max())
     for source, samples in {"mix": mix, **dict(zip(truth, means[last], strict=True))}.items():
         audio.write(folder / f"{source}.wav", loud * samples.cpu().repeat(4).unsqueeze(0), SAMPLE_RATE)
@@ -161,9 +164,10 @@ def run_song_demo(
     device: str = "cpu",
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Separate a real song that the priors have never heard by chains from their guide, and score them beside what is quicker.
+    """Separate a real song that the priors have never heard, by chains from their guide.
 
-    That is the mix itself, the Wiener filter of Gaussian priors (:data:`PLAIN_MODEL`), and the guide's mean.
+    They are scored beside what is quicker: the mix itself, the Wiener filter of Gaussian priors (:data:`PLAIN_MODEL`),
+    and the guide's mean.
 
     Writes the stems (``out/MODEL/falcon69``), ``mix.wav`` and ``song.png``: spectrograms of the mix, the true stems,
     the estimates and their standard deviations.

@@ -29,3 +29,15 @@ def test_the_floors_are_those_that_contributors_are_told_of():
     assert listed == there - {"__init__", "__main__"}
     table = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
     assert all(f"`{name}/`" in table or f"`{name}.py`" in table for name in listed)
+
+
+def test_the_wheel_is_small_and_holds_what_the_demonstration_needs():
+    from hatchling.builders.wheel import WheelBuilder
+
+    builder = WheelBuilder(str(ROOT))
+    files = {str(file.distribution_path): Path(file.path).stat().st_size for file in builder.recurse_included_files()}
+    assert sum(files.values()) < 60e6
+    for needed in ("toy", "music-small", "song-gaussian", "guides/music-guide", "guides/toy-guide"):
+        assert f"pyrosep/weights/{needed}/config.json" in files
+    assert "pyrosep/weights/catalogue.json" in files
+    assert "pyrosep/py.typed" in files
