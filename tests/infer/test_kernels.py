@@ -72,7 +72,7 @@ def test_hamiltonian_monte_carlo_gives_the_posterior(linear, agree):
         (draws, linear.mean),
         (deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]]),
     ):
-        ess = np.array([arviz.ess(column, method="mean") for column in values.T.numpy()])
+        ess = np.array([arviz.ess(column[None], method="mean") for column in values.T.numpy()])
         agree(values.mean(0), expected, values.std(0).numpy() / np.sqrt(np.minimum(ess, len(values))))
 
 
@@ -285,7 +285,7 @@ def test_stock_mcmc_gives_the_posterior(linear, agree):
     mcmc = MCMC(MALA(linear.model, 0.9, adapt_step_size=False), 800, 50, disable_progbar=True)
     mcmc.run(linear.mix)
     draws = linear.flat(mcmc.get_samples())
-    ess = np.array([arviz.ess(column, method="mean") for column in draws.T.numpy()])
+    ess = np.array([arviz.ess(column[None], method="mean") for column in draws.T.numpy()])
     agree(draws.mean(0), linear.mean, draws.std(0).numpy() / np.sqrt(np.minimum(ess, 800)))
 
 
@@ -356,6 +356,7 @@ def test_stock_mcmc_returns_constrained_values():
     assert bool((mcmc.get_samples()["gains"] > 0).all())
 
 
+@pytest.mark.skipif(not hasattr(arviz, "from_pyro"), reason="ArviZ 1 does not read runs of Pyro")
 def test_arviz_reads_a_stock_run(linear):
     mcmc = MCMC(MALA(linear.model), num_samples=8, warmup_steps=4, disable_progbar=True)
     mcmc.run(linear.mix)
