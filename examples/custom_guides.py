@@ -25,7 +25,7 @@ from pyrosep.guides import simulate
 from pyrosep.metrics import si_sdr
 from pyrosep.mixing import Model, soft_clipped_mix, unknown_gains_mix
 from pyrosep.nn.refining import UNetSize
-from pyrosep.training.trainer import TrainingSettings
+from pyrosep.training.settings import TrainingSettings
 
 MODELS: dict[str, Callable[[dict[str, OscillatorPrior]], Model]] = {
     "unknown gains": lambda priors: unknown_gains_mix(priors, noise=0.02, spread_db=3.0),

@@ -204,9 +204,9 @@ def parsed_renames(text: str | None) -> dict[str, str]:
 
 
 def training_settings(device: str, **options: Any) -> Any:
-    """:class:`~pyrosep.training.trainer.TrainingSettings` for a device by its name on the command line."""
+    """:class:`~pyrosep.training.settings.TrainingSettings` for a device by its name on the command line."""
     from pyrosep.nn.precision import chosen_precision
-    from pyrosep.training.trainer import TrainingSettings
+    from pyrosep.training.settings import TrainingSettings
 
     accelerator, _, index = chosen_device(device).partition(":")
     if index not in ("", "0"):

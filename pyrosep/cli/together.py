@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -106,9 +106,7 @@ def train_together_command(
         if chosen.simulated:
             raise ConfigurationError("training together is for denoisers that filter spectra; toy waves have none")
         chosen_device(settings.accelerator)  # and the number of threads
-        priors = {
-            name: prior for name, prior in load_priors(start, frame=frame).items() if isinstance(prior, ContinuousFlow)
-        }
+        priors = cast("dict[str, ContinuousFlow]", dict(load_priors(start, frame=frame)))
         songs = chosen.open(list(priors))
         augmentation = Augmentation(gain_jitter, flip, pitch_jitter, 0.0, equalise, compress, reverb)
         frames = {

@@ -15,7 +15,7 @@ from pyrosep.data.catalog import open_songs
 from pyrosep.data.toy import WAVES
 from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.metrics import SILENCE_DB
-from pyrosep.priors import FloWaveNet, OscillatorPrior, SourcePrior
+from pyrosep.priors import OscillatorPrior, SourcePrior
 
 __all__ = ["HeldOut", "LogDensities"]
 
@@ -165,9 +165,10 @@ class HeldOut:
 
 def _log_densities(prior: SourcePrior, exact: SourcePrior | None, x: Tensor) -> LogDensities:
     true = None if exact is None else exact.log_prob(x)
-    if not isinstance(prior, FloWaveNet):
+    parts = prior.log_prob_parts(x)
+    if parts is None:
         return LogDensities(prior.log_prob(x), None, None, true)
-    white, log_det, splits = (part.to(x) for part in prior.network.log_prob_parts(*prior.transforms[0].frames(x)))
+    white, log_det, splits = parts
     return LogDensities(white + log_det, white, white + splits, true)
 
 

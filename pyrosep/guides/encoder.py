@@ -13,15 +13,13 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import biject_to
-from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.guides.heads import Head
+from pyrosep.guides.heads import Head, site_moments
 from pyrosep.guides.projection import Projection
 from pyrosep.nn.bandnet import BandSize
-from pyrosep.nn.masking import MaskingNet
-from pyrosep.nn.refining import RefiningUNet, UNetSize
+from pyrosep.nn.encoders import Encoders
+from pyrosep.nn.refining import UNetSize
 from pyrosep.priors import SourcePrior
 
 __all__ = ["EncoderGuide"]
@@ -31,8 +29,6 @@ GainsOf = Callable[[dict[str, Tensor]], Tensor]
 
 #: The least root mean square that a mix is divided by.
 _SILENCE = 1e-7
-#: Where softplus is 1.
-_ONE = 0.5413
 #: Guides must not share their parameters' names in Pyro's param store.
 _numbers = itertools.count()
 
@@ -140,7 +136,7 @@ class EncoderGuide(PyroModule):
         #: A head's name or a function, where the gains are drawn.
         self.drawn: str | GainsOf | None = project if isinstance(project, str) or callable(project) else None
         self.register_buffer("gains", None if self.drawn is not None else self._fixed_gains(project))
-        self.encoders = _Encoders(channels or 1, 1 if shared else count, count, self.size)
+        self.encoders = Encoders(channels or 1, 1 if shared else count, count, self.size)
         features = self.encoders.features
         self.head_names = tuple(heads or {})
         self.heads = nn.ModuleList(Head(features, tuple(shape), support) for shape, support in (heads or {}).values())
@@ -187,7 +183,7 @@ class EncoderGuide(PyroModule):
                 f"a guide needs a model with source priors as sites and one observed site, the mix; this one has the "
                 f"sources {list(priors)} and observes {observed}"
             )
-        starts = {name: _start(name, site) for name, site in latent.items() if name not in priors}
+        starts = {name: site_moments(name, site) for name, site in latent.items() if name not in priors}
         heads = {name: (site["fn"].event_shape, site["fn"].support) for name, site in latent.items() if name in starts}
         stereo = sites[observed[0]]["fn"].event_dim > 1
         guide = cls(priors, **{"channels": mix.shape[-2] if stereo else None, "heads": heads} | options)
@@ -391,53 +387,3 @@ class EncoderGuide(PyroModule):
             channels=config["channels"],
             heads=heads,
         )
-
-
-class _WaveEncoder(RefiningUNet):
-    """Means and deviations of sources of a mix of variance 1, each mean with the mix beside it."""
-
-    def forward(self, x: Tensor, direct: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        found, features = super().forward(x)
-        mean, raw = found.unbind(2)
-        # Not a matrix product, which mixed precision would round.
-        mean = mean + (direct.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2)
-        return mean, functional.softplus(raw + _ONE), features
-
-
-class _Encoders(nn.Module):
-    """Networks from a mix of variance 1 to means and deviations of the sources.
-
-    Not part of the guide itself, for there Pyro would take every parameter from its store.
-    """
-
-    def __init__(self, inputs: int, networks: int, sources: int, size: UNetSize | BandSize) -> None:
-        super().__init__()
-        own = sources // networks
-        self.networks = nn.ModuleList(
-            MaskingNet(inputs, own, sources, size) if isinstance(size, BandSize) else _WaveEncoder(inputs, own, size)
-            for _ in range(networks)
-        )
-        self.features = size.width * networks
-        self.direct = nn.Parameter(torch.zeros(sources, inputs))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shares = self.direct.chunk(len(self.networks))
-        parts = [network(x, share) for network, share in zip(self.networks, shares, strict=True)]
-        means, scales, features = zip(*parts, strict=True)
-        return torch.cat(means, 1), torch.cat(scales, 1), torch.cat(features, -1)
-
-
-def _start(name: str, site: Mapping[str, Any], draws: int = 256) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the site's prior in the unconstrained space."""
-    fn = site["fn"]
-    if site["cond_indep_stack"]:
-        raise ConfigurationError(
-            f"latent site {name!r} stands in a plate; an encoder guide needs it as one site: .to_event(n), no plate"
-        )
-    if isinstance(fn, SourcePrior):
-        raise ConfigurationError(f"site {name!r} has a source prior but is not among the priors given; add it")
-    if fn.has_enumerate_support or fn.support.is_discrete:
-        raise ConfigurationError(f"latent site {name!r} is discrete; an encoder guide needs it summed out or observed")
-    with torch.no_grad():
-        z = biject_to(fn.support).inv(fn.sample(torch.Size([draws])))
-    return z.mean(0), z.std(0).clamp(min=1e-4)

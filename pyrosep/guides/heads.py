@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,8 +12,9 @@ from torch.distributions import biject_to, constraints
 from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.priors import SourcePrior
 
-__all__ = ["Head"]
+__all__ = ["Head", "site_moments"]
 
 #: The least log-level of a mix that a head tells from silence.
 _LEAST = -12.0
@@ -115,3 +117,19 @@ def _one_bound(bound: Any) -> float:
     if values.numel() != 1:
         raise ConfigurationError(f"a head's support needs one bound for all its elements; got {values.tolist()}")
     return float(values)
+
+
+def site_moments(name: str, site: Mapping[str, Any], draws: int = 256) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the site's prior in the unconstrained space."""
+    fn = site["fn"]
+    if site["cond_indep_stack"]:
+        raise ConfigurationError(
+            f"latent site {name!r} stands in a plate; an encoder guide needs it as one site: .to_event(n), no plate"
+        )
+    if isinstance(fn, SourcePrior):
+        raise ConfigurationError(f"site {name!r} has a source prior but is not among the priors given; add it")
+    if fn.has_enumerate_support or fn.support.is_discrete:
+        raise ConfigurationError(f"latent site {name!r} is discrete; an encoder guide needs it summed out or observed")
+    with torch.no_grad():
+        z = biject_to(fn.support).inv(fn.sample(torch.Size([draws])))
+    return z.mean(0), z.std(0).clamp(min=1e-4)

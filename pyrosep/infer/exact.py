@@ -34,7 +34,7 @@ class GaussianPosterior:
         self, priors: Mapping[str, GaussianPrior], mix: Tensor, *, gains: Tensor | None = None, noise: float
     ) -> None:
         for name, prior in priors.items():
-            if not isinstance(prior, GaussianPrior):
+            if not prior.is_gaussian:
                 raise ConfigurationError(
                     f"the exact posterior is known for Gaussian priors; {name!r} has a {type(prior).__name__}"
                 )

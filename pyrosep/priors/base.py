@@ -238,6 +238,15 @@ class SourcePrior(TorchDistribution):
         """The short-time spectrum in whose bins its denoiser is a filter, see :meth:`filtered`; ``None`` for none."""
         return None
 
+    def log_prob_parts(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What the log-density is made of, of families that map to latent variables; ``None`` for others.
+
+        Returns:
+            in nats, ``(...)`` each: the latent variables' density under N(0, I), the log-determinant, and what of the
+            latter scales latent variables.
+        """
+        return None
+
     def filtered(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The denoised frames, and the filter that denoising them is: of families that have a :attr:`transform`.
 

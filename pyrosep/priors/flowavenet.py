@@ -259,6 +259,12 @@ class FloWaveNet(SourcePrior, _Transformed):
         value = value.expand(*batch, self.time)
         return self.network(*self.transforms[0].frames(value)).reshape(batch).to(value.dtype)
 
+    def log_prob_parts(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch = torch.broadcast_shapes(value.shape[:-1], self.sigma.shape)
+        parts = self.network.log_prob_parts(*self.transforms[0].frames(value.expand(*batch, self.time)))
+        white, log_det, splits = (part.reshape(batch).to(value) for part in parts)
+        return white, log_det, splits
+
     def _log_prob_and_score(self, value: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = value.detach().requires_grad_()

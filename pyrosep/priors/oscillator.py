@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrosep.data.toy import AMPLITUDE, SAMPLE_RATE, WAVES, cycle, period_prior
+from pyrosep.data.toy import AMPLITUDE, SAMPLE_RATE, WAVES, period_prior
 from pyrosep.errors import ConfigurationError
 from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.oscillator_tables import LEAST_ENERGY, OscillatorTables, oscillator_tables
 from pyrosep.priors.truncated_normal import draw_truncated_normal, truncated_normal
 
 __all__ = ["OscillatorPrior"]
 
 #: Elements in one working tensor (frames x periods x phases); larger batches are taken in parts.
 _CHUNK = 1 << 22
+#: Nats below a known pair at which another is left out: all pairs together then miss less than 1e-10 of the density.
+_REACH = 36.0
+#: Pairs a frame up to which adding up their waves one by one is faster than by Fourier transform.
+_FEW = 24
 
 
 class OscillatorPrior(SourcePrior):
@@ -71,7 +74,7 @@ class OscillatorPrior(SourcePrior):
         if not 0 <= amplitude[0] < amplitude[1]:
             raise ConfigurationError(f"amplitude must be a range (low, high) with 0 <= low < high; got {amplitude!r}")
         super().__init__(frame, sigma, sigma_min=sigma_min, sample_rate=SAMPLE_RATE)
-        self.tables: _Tables
+        self.tables: OscillatorTables
         self.wave = wave
         self.amplitude = (float(amplitude[0]), float(amplitude[1]))
         self.default_periods = periods is None
@@ -86,7 +89,7 @@ class OscillatorPrior(SourcePrior):
         self._at_frame(frame)
 
     def _at_frame(self, time: int) -> None:
-        tables = _tables(self.wave, self.periods, self.weights, time)
+        tables = oscillator_tables(self.wave, self.periods, self.weights, time)
         device = self.tables.device if hasattr(self, "tables") else tables.device
         self.tables = tables if device == tables.device else copy.deepcopy(tables).to(device)
 
@@ -189,7 +192,7 @@ class OscillatorPrior(SourcePrior):
         choice = torch.searchsorted(running, total.cumsum(0) - total * torch.rand_like(total))
         choice = torch.minimum(choice, ends - 1).clamp(min=0)
         shape = self._cycles(*self.tables.lookup(posterior.pair[choice]))
-        energy = shape.square().sum(-1).clamp(min=_TINY)
+        energy = shape.square().sum(-1).clamp(min=LEAST_ENERGY)
         best = (x * shape).sum(-1) / energy
         amplitude = draw_truncated_normal(best, sigma.squeeze(-1) / energy.sqrt(), *self.amplitude)
         return amplitude.unsqueeze(-1) * shape
@@ -251,152 +254,3 @@ class _Denoise(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         sigma, mean = ctx.saved_tensors
         return ctx.prior._covariance_product(ctx.posterior, mean, grad_outputs[0]) / sigma.square(), None, None
-
-
-_TINY = 1e-12
-#: Nats below a known pair at which another is left out: all pairs together then miss less than 1e-10 of the density.
-_REACH = 36.0
-#: Pairs a frame up to which adding up their waves one by one is faster than by Fourier transform.
-_FEW = 24
-
-
-class _Group(nn.Module):
-    """Periods of similar length, padded to the longest, so that one FFT serves them all.
-
-    Pairs of a period and a phase beyond it are padding: they have no weight.
-    """
-
-    def __init__(self, cycles: list[np.ndarray]) -> None:
-        super().__init__()
-        self.periods = [len(one) for one in cycles]
-        self.longest = max(self.periods)
-        self.fft_size = 2 * self.longest
-        doubled = torch.zeros(len(cycles), self.fft_size, dtype=torch.float64)
-        for row, one in enumerate(cycles):
-            doubled[row, : 2 * len(one)] = torch.from_numpy(np.tile(one, 2))
-        self.register_buffer("doubled_spectrum", torch.fft.rfft(doubled))
-        self.doubled_spectrum: Tensor
-
-    @property
-    def size(self) -> int:
-        return len(self.periods) * self.longest
-
-    def fold(self, x: Tensor) -> Tensor:
-        """Sum samples that are a whole number of periods apart: ``(n, time)`` to ``(n, periods, phases)``."""
-        folded = x.new_zeros(len(x), len(self.periods), self.longest)
-        for row, period in enumerate(self.periods):
-            whole = x.shape[-1] // period * period
-            folded[:, row, :period] = x[:, :whole].unflatten(-1, (-1, period)).sum(1)
-            folded[:, row, : x.shape[-1] - whole] += x[:, whole:]
-        return folded
-
-    def correlate(self, weight: Tensor) -> Tensor:
-        r"""With one cycle: :math:`\sum_j v_j c_p[(j + k) \bmod p]` for all :math:`k`, ``(n, periods, phases)`` each."""
-        spectrum = torch.fft.rfft(weight, n=self.fft_size).conj_physical_().mul_(self.doubled_spectrum)
-        return torch.fft.irfft(spectrum, n=self.fft_size)[..., : self.longest]
-
-    def unfold(self, one_period: Tensor, time: int) -> Tensor:
-        """Repeat each period over the frame, and sum over the periods: ``(n, periods, phases)`` to ``(n, time)``."""
-        total: Tensor | float = 0.0
-        for row, period in enumerate(self.periods):
-            repeats = -(-time // period)
-            total = total + one_period[:, row, :period].repeat(1, repeats)[:, :time]
-        assert isinstance(total, Tensor)
-        return total
-
-
-class _Groups(nn.ModuleList):
-    """Groups by octave."""
-
-    def __iter__(self) -> Iterator[_Group]:
-        return super().__iter__()  # type: ignore[return-value]
-
-
-class _Tables(nn.Module):
-    """Everything about a wave's periods that frames of one length share."""
-
-    def __init__(self, wave: str, periods: tuple[int, ...], weights: tuple[float, ...], time: int) -> None:
-        super().__init__()
-        self.time = time
-        cycles = [np.asarray(cycle(wave, period), dtype=np.float64) for period in periods]
-        table = torch.zeros(len(periods), max(periods), dtype=torch.float64)
-        for row, one in enumerate(cycles):
-            table[row, : len(one)] = torch.tensor(one)
-        self.register_buffer("cycles", table)
-        self.cycles: Tensor
-        self.register_buffer("lengths", torch.tensor(periods))
-        self.lengths: Tensor
-        octaves: dict[int, list[int]] = {}
-        for row, period in enumerate(periods):
-            octaves.setdefault(math.ceil(math.log2(period)), []).append(row)
-        self.groups = _Groups()
-        for rows in octaves.values():
-            self.groups.append(_Group([cycles[row] for row in rows]))
-        energy, log_weight, pairs = [], [], []
-        for group, rows in zip(self.groups, octaves.values(), strict=True):
-            for row in rows:
-                one, period, padding = cycles[row], periods[row], group.longest - periods[row]
-                count = np.bincount(np.arange(time) % period, minlength=period)
-                shifted = np.lib.stride_tricks.sliding_window_view(np.tile(one**2, 2), period)[:period]
-                energy.append(np.pad((shifted @ count).clip(min=_TINY), (0, padding), constant_values=1.0))
-                level = math.log(weights[row] / period) if weights[row] > 0 else -math.inf
-                log_weight.append(np.pad(np.full(period, level), (0, padding), constant_values=-math.inf))
-                pairs.append(np.stack([np.full(group.longest, row), np.arange(group.longest)], -1))
-        #: Of every pair of a period and a phase: energy of its wave, log-probability, and row and phase.
-        self.register_buffer("energy", torch.from_numpy(np.concatenate(energy)))
-        self.register_buffer("log_weight", torch.from_numpy(np.concatenate(log_weight)))
-        self.register_buffer("pairs", torch.from_numpy(np.concatenate(pairs)))
-        self.energy: Tensor
-        self.log_weight: Tensor
-        self.pairs: Tensor
-        self.weights = weights
-        self.periods = periods
-        self._spectrum: Tensor | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self.cycles.device
-
-    @property
-    def size(self) -> int:
-        """Pairs of a period and a phase, padding included."""
-        return self.energy.numel()
-
-    def inner_products(self, x: Tensor) -> Tensor:
-        """Of frames ``(n, time)`` with the wave of every pair: ``(n, pairs)``."""
-        return torch.cat([group.correlate(group.fold(x)).flatten(1) for group in self.groups], -1)
-
-    def superpose(self, weight: Tensor) -> Tensor:
-        """The waves of all pairs, added up with weights ``(n, pairs)``: ``(n, time)``."""
-        total: Tensor | float = 0.0
-        for group, part in zip(self.groups, weight.split([group.size for group in self.groups], -1), strict=True):
-            shape = (len(weight), len(group.periods), group.longest)
-            total = total + group.unfold(group.correlate(part.reshape(shape)), self.time)
-        assert isinstance(total, Tensor)
-        return total
-
-    def lookup(self, choice: Tensor) -> tuple[Tensor, Tensor]:
-        """Row of the period in :attr:`cycles`, and phase, of indices into all pairs."""
-        row, phase = self.pairs[choice].unbind(-1)
-        return row, phase
-
-    def spectrum(self, amplitude: tuple[float, float]) -> Tensor:
-        r"""Mean power per frequency: of :math:`\sum_p \pi_p R_p`, the autocorrelations, under the frame's triangle."""
-        if self._spectrum is None:
-            lags = torch.arange(self.time, device=self.device)
-            mean = torch.zeros(self.time, dtype=torch.float64, device=self.device)
-            for row, (period, weight) in enumerate(zip(self.periods, self.weights, strict=True)):
-                bins = torch.fft.fft(self.cycles[row, :period])
-                autocorrelation = torch.fft.ifft(bins.abs().square()).real / period
-                mean += weight * autocorrelation[lags % period]
-            triangle = (1 - lags / self.time) * mean
-            # A sum over positive and negative lags, wrapped onto the frame: the lag 0 counts once.
-            transform = 2 * torch.fft.rfft(triangle).real - triangle[0]
-            self._spectrum = transform.clamp(min=_TINY)
-        low, high = amplitude
-        return self._spectrum * (low**2 + low * high + high**2) / 3
-
-
-@lru_cache(maxsize=64)
-def _tables(wave: str, periods: tuple[int, ...], weights: tuple[float, ...], time: int) -> _Tables:
-    return _Tables(wave, periods, weights, time)

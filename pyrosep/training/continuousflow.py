@@ -18,7 +18,8 @@ from pyrosep.priors.continuousflow import ContinuousFlow
 from pyrosep.signal.spectra import periodogram
 from pyrosep.training.frames import LEVELS, Frames, highest_level, noised_frames
 from pyrosep.training.interference import HeardFrames, Interference
-from pyrosep.training.trainer import Trainer, TrainingSettings
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 __all__ = ["SPREAD", "denoising_loss", "interfered_batch", "noised_batch", "train_continuousflow", "training_levels"]
 

@@ -19,7 +19,8 @@ from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.signal.spectra import periodogram
 from pyrosep.training.frames import LEVELS, Frames, highest_level, noised_frames
-from pyrosep.training.trainer import Trainer, TrainingSettings
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 from pyrosep.zoo import load_priors, save_priors
 
 __all__ = ["finetune_flowavenet", "train_flowavenet"]

@@ -21,7 +21,8 @@ from pyrosep.metrics import si_sdr, sounding
 from pyrosep.mixing import at_level, plate_nesting
 from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms
-from pyrosep.training.trainer import Trainer, TrainingResult, TrainingSettings
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer, TrainingResult
 
 __all__ = ["OBJECTIVES", "fit_guide"]
 

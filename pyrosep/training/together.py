@@ -17,7 +17,8 @@ from pyrosep.priors import ContinuousFlow
 from pyrosep.training.agreement import AgreeingFrames
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, training_levels
 from pyrosep.training.frames import Frames
-from pyrosep.training.trainer import Trainer, TrainingSettings
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 __all__ = ["train_together"]
 

@@ -11,7 +11,7 @@ from pyrosep.mixing import linear_mix
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.masking import MaskingNet
 from pyrosep.training.guides import _Run
-from pyrosep.training.trainer import TrainingSettings
+from pyrosep.training.settings import TrainingSettings
 from pyrosep.zoo import load_guide, save_guide
 
 TINY = BandSize(window=16, bands=3, width=4, neck=4, layers=2)

@@ -5,7 +5,7 @@ import torch
 
 from pyrosep import GaussianPrior
 from pyrosep.training.frames import Frames
-from pyrosep.training.trainer import TrainingSettings
+from pyrosep.training.settings import TrainingSettings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pyrosep import ContinuousFlow
 from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.nn.denoiser import DENOISERS, Denoiser, DenoiserSize
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, train_continuousflow, training_levels
-from pyrosep.training.trainer import TrainingSettings
+from pyrosep.training.settings import TrainingSettings
 
 # Lightning asks for worker processes, pytrees and the like.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -10,7 +10,7 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.priors import SIZES
 from pyrosep.training.flowavenet import _Loss, finetune_flowavenet, train_flowavenet
 from pyrosep.training.frames import Frames, song_frames, toy_frames
-from pyrosep.training.trainer import TrainingSettings
+from pyrosep.training.settings import TrainingSettings
 
 # Lightning asks for worker processes, pytrees and the like.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -12,7 +12,7 @@ from pyrosep.guides import simulate
 from pyrosep.mixing import mean_mix, panned_mix, unknown_gains_mix
 from pyrosep.nn.refining import UNetSize
 from pyrosep.training.guides import _Run, log_q
-from pyrosep.training.trainer import TrainingSettings
+from pyrosep.training.settings import TrainingSettings
 
 # Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

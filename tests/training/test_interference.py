@@ -13,7 +13,7 @@ from pyrosep.nn.denoiser import DENOISERS, BandDenoiser, Denoiser
 from pyrosep.training.continuousflow import denoising_loss, interfered_batch, noised_batch, train_continuousflow
 from pyrosep.training.frames import Frames, toy_frames
 from pyrosep.training.interference import HeardFrames, Interference
-from pyrosep.training.trainer import TrainingSettings
+from pyrosep.training.settings import TrainingSettings
 
 training = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 

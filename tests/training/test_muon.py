@@ -6,7 +6,8 @@ from torch import nn
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.training.muon import Muon, is_matrix, orthogonalize
-from pyrosep.training.trainer import Trainer, TrainingSettings
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 24, 16), (2, 16, 64)])

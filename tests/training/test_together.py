@@ -10,8 +10,8 @@ from pyrosep.infer.search.descent import Descent, descent_ladder
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser
 from pyrosep.training.frames import Frames
+from pyrosep.training.settings import TrainingSettings
 from pyrosep.training.together import train_together
-from pyrosep.training.trainer import TrainingSettings
 
 BANDS = BandSize(window=32, bands=4, width=8, neck=8, layers=1, features=8)
 FRAME = 256

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
-from pyrosep.training.trainer import Trainer, TrainingSettings
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 # Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -1,0 +1,84 @@
+"""How to train: the numbers of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pyrosep.errors import ConfigurationError
+from pyrosep.nn.precision import check_precision
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "TrainingSettings"]
+
+SCHEDULES = ("cosine", "constant")
+OPTIMIZERS = ("adamw", "muon")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Attributes:
+        steps: of the optimizer.
+        batch: items in a step, over all processes together.
+        learning_rate: the largest of the run.
+        optimizer: ``"adamw"`` (Loshchilov and Hutter, 2019), or ``"muon"`` for matrices
+            (:class:`~pyrosep.training.muon.Muon`) with AdamW for all else, at 0.15 of the learning rate.
+        schedule: of the learning rate after the warm-up: ``"cosine"`` down to a fiftieth, or ``"constant"``.
+        warmup: steps over which it rises from zero.
+        weight_decay: decoupled.
+        clip: the largest norm of the gradient.
+        ema: decay of the average of the weights; the first steps average over fewer.
+        precision: ``"32-true"`` or ``"bf16-mixed"``, torch's autocast.
+        validate_every, save_every: steps between validations and between checkpoints.
+        seed: of all that is random.
+        accelerator: ``"cpu"`` or ``"cuda"``.
+        devices: processes on each machine, one a device; on a CPU, processes.
+        nodes: machines.
+    """
+
+    steps: int = 5000
+    batch: int = 16
+    learning_rate: float = 2e-3
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    warmup: int = 100
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: str = "32-true"
+    validate_every: int = 500
+    save_every: int = 500
+    seed: int = 0
+    accelerator: str = "cpu"
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        whole = ("steps", "batch", "validate_every", "save_every", "devices", "nodes")
+        if bad := [name for name in whole if getattr(self, name) < 1]:
+            raise ConfigurationError(
+                f"{', '.join(bad)} must be at least 1; got {[getattr(self, name) for name in bad]}"
+            )
+        if not (self.learning_rate > 0 and self.clip > 0 and 0 <= self.ema < 1 and self.warmup >= 0):
+            raise ConfigurationError(
+                "learning_rate and clip must be positive, warmup at least 0, ema from 0 to below 1; got "
+                f"{self.learning_rate}, {self.clip}, {self.warmup}, {self.ema}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ConfigurationError(f"schedule must be one of {SCHEDULES}; got {self.schedule!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigurationError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}")
+        check_precision(self.precision)
+        if self.batch % (self.devices * self.nodes):
+            raise ConfigurationError(
+                f"a batch must split evenly over the processes; got {self.batch} items and {self.devices * self.nodes}"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = min(1.0, (step + 1) / (self.warmup + 1))
+        if self.schedule == "constant":
+            return self.learning_rate * rising
+        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * rising * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
