@@ -26,6 +26,7 @@ from pyrosep.metrics import si_sdr
 from pyrosep.mixing import Model, soft_clipped_mix, unknown_gains_mix
 from pyrosep.nn.refining import UNetSize
 from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 MODELS: dict[str, Callable[[dict[str, OscillatorPrior]], Model]] = {
     "unknown gains": lambda priors: unknown_gains_mix(priors, noise=0.02, spread_db=3.0),
@@ -43,7 +44,7 @@ def study(name: str, priors: dict[str, OscillatorPrior], args: argparse.Namespac
     settings = TrainingSettings(
         steps=args.steps, batch=16, learning_rate=0.01, optimizer="muon", warmup=20, validate_every=args.steps
     )
-    fit_guide(model, guide, settings=settings, num_samples=1, quiet=True)
+    fit_guide(model, guide, trainer=Trainer(settings, quiet=True), num_samples=1)
 
     truth = torch.stack([values[source] for source in priors], -2)
     aside, held_out = slice(None, args.mixes), slice(args.mixes, None)

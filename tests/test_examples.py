@@ -47,7 +47,10 @@ def test_every_example_is_run():
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "custom_guides" else []) for name in EXAMPLES],
+)
 def test_example(name, capsys):
     arguments, patterns = EXAMPLES[name]
     run(name, arguments)

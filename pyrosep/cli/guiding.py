@@ -144,7 +144,7 @@ def train_guide_command(
         from pyrosep.nn.refining import UNetSize
         from pyrosep.training.augmentation import Augmentation
         from pyrosep.training.guides import OBJECTIVES, fit_guide
-        from pyrosep.training.trainer import launch
+        from pyrosep.training.trainer import Trainer, launch
         from pyrosep.zoo import load_priors, prior_set_info, save_guide
         from pyrosep.zoo.guides import check_guide_folder
 
@@ -218,19 +218,21 @@ def train_guide_command(
             guide.to(fabric.device),
             None if objective == "simulated" else _on(fabric.device, mixes),
             objective=objective,
-            settings=settings,
+            trainer=Trainer(
+                settings,
+                folder=out / "training",
+                resume=not overwrite,
+                label=info.name,
+                quiet=quiet,
+                fabric=fabric,
+                about=about,
+            ),
             stems=None if objective == "elbo" else stems,
             cuts=cuts or (),
             beta=beta,
             held_out=[*zip(*held_out, strict=True)],
             num_samples=(0 if objective == "simulated" else 4) if bound_draws is None else bound_draws,
             annealing=annealing,
-            folder=out / "training",
-            resume=not overwrite,
-            about=about,
-            label=info.name,
-            quiet=quiet,
-            fabric=fabric,
         )
         if not fabric.is_global_zero:
             return

@@ -80,7 +80,7 @@ def train_together_command(
         from pyrosep.training.augmentation import Augmentation
         from pyrosep.training.frames import song_frames
         from pyrosep.training.together import train_together
-        from pyrosep.training.trainer import launch
+        from pyrosep.training.trainer import Trainer, launch
         from pyrosep.zoo import load_priors, prior_set_info, save_priors
         from pyrosep.zoo.weights import load_weights
 
@@ -125,15 +125,17 @@ def train_together_command(
         trained, report = train_together(
             priors,
             frames,
-            settings,
+            Trainer(
+                settings,
+                folder=Path(out) / "training" / "together",
+                resume=not overwrite,
+                label="together",
+                quiet=quiet,
+                fabric=fabric,
+            ),
             presence=presence,
             agreement=agreement,
             alone=alone,
-            folder=Path(out) / "training" / "together",
-            resume=not overwrite,
-            label="together",
-            quiet=quiet,
-            fabric=fabric,
         )
         if fabric.is_global_zero:
             before = load_weights(info.folder)[0]["priors"]

@@ -367,6 +367,7 @@ def _launched(settings: Any) -> Any:
 def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Priors by the folder below OUT that they go to, figures, and whether this process is the one that writes."""
     from pyrosep.training.frames import song_frames, toy_frames
+    from pyrosep.training.trainer import Trainer
 
     settings, name, frame = job["settings"], job["source"], job["frame"]
     chosen_device(settings.accelerator)  # and the number of threads
@@ -387,8 +388,10 @@ def _train_one(job: dict[str, Any], fabric: Any = None) -> tuple[dict[str, Any],
             seed=settings.seed,
             shares=songs.shares,
         )
-    common = {"folder": job["folder"], "resume": job["resume"], "quiet": job["quiet"], "label": name, "fabric": fabric}
-    priors, report = job["train"](job, frames, common)
+    trainer = Trainer(
+        settings, folder=job["folder"], resume=job["resume"], label=name, quiet=job["quiet"], fabric=fabric
+    )
+    priors, report = job["train"](job, frames, trainer)
     return priors, report, fabric.is_global_zero
 
 
@@ -404,28 +407,27 @@ def _begun(job: dict[str, Any], family: type) -> Any:
     return prior
 
 
-def _train_flowavenet(job: dict[str, Any], frames: Any, common: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _train_flowavenet(job: dict[str, Any], frames: Any, trainer: Any) -> tuple[dict[str, Any], Any]:
     from pyrosep.priors import SIZES, FloWaveNet
     from pyrosep.training.flowavenet import finetune_flowavenet, train_flowavenet
     from pyrosep.training.frames import LEVELS
 
-    common = common | {"score_weight": job["score_weight"]}
     if job["levels"] is None:
         begun = _begun(job, FloWaveNet)
         prior, report = train_flowavenet(
             frames,
             SIZES[job["size"]] if begun is None else begun.network.size,
-            job["settings"],
+            trainer,
             sigma_min=job["sigma_min"],
             sigma_max=job["sigma_max"],
             contrast=job["contrast"],
             start=begun,
-            **common,
+            score_weight=job["score_weight"],
         )
         return {"": prior}, report
     levels = job["levels"] or tuple(level for level in LEVELS if level <= 0.36)
     copies, reports = finetune_flowavenet(
-        frames, SIZES[job["size"]], job["settings"], levels=levels, name=job["source"], **common
+        frames, SIZES[job["size"]], trainer, levels=levels, name=job["source"], score_weight=job["score_weight"]
     )
     places = {level: f"sigma-{level:g}" for level in copies}
     return (
@@ -434,7 +436,7 @@ def _train_flowavenet(job: dict[str, Any], frames: Any, common: dict[str, Any]) 
     )
 
 
-def _train_continuousflow(job: dict[str, Any], frames: Any, common: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _train_continuousflow(job: dict[str, Any], frames: Any, trainer: Any) -> tuple[dict[str, Any], Any]:
     from pyrosep.nn.denoiser import DENOISERS
     from pyrosep.priors import ContinuousFlow
     from pyrosep.training.continuousflow import train_continuousflow
@@ -443,12 +445,11 @@ def _train_continuousflow(job: dict[str, Any], frames: Any, common: dict[str, An
     prior, report = train_continuousflow(
         frames,
         DENOISERS[job["size"]] if begun is None else begun.network.size,
-        job["settings"],
+        trainer,
         sigma_min=job["sigma_min"],
         sigma_max=job["sigma_max"],
         spread=job["spread"],
         interference=job["interference"],
         start=begun,
-        **common,
     )
     return {"": prior}, report

@@ -57,7 +57,7 @@ class LangevinMCMC(AbstractMCMC):
         hook_fn: called after every step with ``(kernel, z, stage, i)``, as in :class:`pyro.infer.MCMC`.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> from pyrosep import GaussianPrior, LangevinMCMC, MALA
         >>> prior = GaussianPrior(torch.ones(2), frame=8)
         >>> def model(mix):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,7 +17,6 @@ from pyrosep.priors.continuousflow import ContinuousFlow
 from pyrosep.signal.spectra import periodogram
 from pyrosep.training.frames import LEVELS, Frames, highest_level, noised_frames
 from pyrosep.training.interference import HeardFrames, Interference
-from pyrosep.training.settings import TrainingSettings
 from pyrosep.training.trainer import Trainer
 
 __all__ = ["SPREAD", "denoising_loss", "interfered_batch", "noised_batch", "train_continuousflow", "training_levels"]
@@ -34,33 +32,26 @@ _ROWS = 16
 def train_continuousflow(
     frames: Frames,
     size: DenoiserSize | BandSize,
-    settings: TrainingSettings,
+    trainer: Trainer,
     *,
     sigma_min: float = 0.01,
     sigma_max: float | None = None,
     spread: float | None = SPREAD,
     interference: Interference | None = None,
     start: ContinuousFlow | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    until: int | None = None,
-    label: str = "training",
-    quiet: bool = False,
-    fabric: Any = None,
 ) -> tuple[ContinuousFlow, dict[str, Any]]:
     r"""Train a denoiser on :math:`x = s + \sigma\epsilon` at all noise levels: see :func:`denoising_loss`.
 
     Arguments:
         frames: of the source.
         size: of the network.
-        settings: of the training.
+        trainer: with the settings, and a folder for checkpoints.
         sigma_min: lowest level.
         sigma_max: highest level; the source's root mean square times the square root of the frame by default.
         spread: of the levels trained on, see :func:`training_levels`.
         interference: how other sources are mixed into frames, for a prior that can be told of interference; ``None``
             for a prior of its source alone. Needs ``frames.draw_others``.
         start: a trained prior to start from, of this size; its weights are copied. It may know of no interference.
-        folder, resume, until, label, quiet, fabric: see :class:`~pyrosep.training.trainer.Trainer`.
 
     Returns:
         the prior, and figures: steps, seconds, and the SNR in dB of held-out frames denoised at
@@ -74,7 +65,7 @@ def train_continuousflow(
     if interference is not None and others is None:
         raise ConfigurationError("interference needs frames of other sources; give frames with draw_others")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(trainer.settings.seed)
         network = denoiser_of(size, periodogram(frames.draw(_FIRST)), interference=interference is not None)
         if start is not None:  # not its spectrum, which is the data's
             network.start_from(start.network)
@@ -91,11 +82,13 @@ def train_continuousflow(
     about = {"size": asdict(size), "sigma_min": sigma_min, "sigma_max": top, "spread": spread}
     if interference is not None:
         about["interference"] = asdict(interference)
-    trainer = Trainer(settings, folder=folder, about=about, label=label, quiet=quiet, fabric=fabric)
     held_out = _HeldOut(
-        frames, [level for level in LEVELS if sigma_min <= level <= top], settings.seed, interference=interference
+        frames,
+        [level for level in LEVELS if sigma_min <= level <= top],
+        trainer.settings.seed,
+        interference=interference,
     )
-    result = trainer.fit(network, denoising_loss, draw, validate=held_out, resume=resume, until=until)
+    result = trainer.fit(network, denoising_loss, draw, validate=held_out, about=about)
     prior = ContinuousFlow(
         network.cpu(), frames.time, sigma_min=sigma_min, sigma_max=top, sample_rate=frames.sample_rate
     )

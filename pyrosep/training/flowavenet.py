@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,19 +30,13 @@ _FIRST = 256
 def train_flowavenet(
     frames: Frames,
     size: FlowSize,
-    settings: TrainingSettings,
+    trainer: Trainer,
     *,
     sigma_min: float = 0.01,
     sigma_max: float | None = None,
     score_weight: float = 0.0,
     contrast: float = 0.0,
     start: FloWaveNet | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    until: int | None = None,
-    label: str = "training",
-    quiet: bool = False,
-    fabric: Any = None,
 ) -> tuple[FloWaveNet, dict[str, Any]]:
     r"""Train a flow on :math:`x = s + \sigma\epsilon` at all noise levels: the loss is :math:`-\log p_\sigma(x) / T`.
 
@@ -63,12 +55,11 @@ def train_flowavenet(
     Arguments:
         frames: of the source.
         size: of the flow.
-        settings: of the training.
+        trainer: with the settings, and a folder for checkpoints.
         sigma_min: lowest level.
         sigma_max: highest level; the source's root mean square times the square root of the frame by default.
         score_weight, contrast: of the terms above.
         start: a trained prior to start from, of this size; its weights are copied.
-        folder, resume, until, label, quiet, fabric: see :class:`~pyrosep.training.trainer.Trainer`.
 
     Returns:
         the prior, and figures: steps, seconds, and the held-out log-density in nats a frame at :data:`LEVELS`, beside
@@ -78,6 +69,7 @@ def train_flowavenet(
         ConfigurationError: levels out of order, frames that the flow's stride does not divide, or a start of another
             size.
     """
+    settings = trainer.settings
     network, top = _fresh(frames, size, settings, sigma_min, sigma_max, start)
 
     def draw(count: int) -> tuple[Tensor, ...]:
@@ -85,10 +77,9 @@ def train_flowavenet(
         own = noised_frames(clean, sigma)
         return (*own, *_pairs(clean, _strangers(frames, count), sigma)) if contrast else own
 
-    trainer = Trainer(settings, folder=folder, label=label, quiet=quiet, fabric=fabric)
     held_out = _HeldOut(frames, [level for level in LEVELS if sigma_min <= level <= top], settings.seed)
     loss = _Loss(score_weight, contrast)
-    result = trainer.fit(network, loss, draw, validate=held_out, resume=resume, until=until)
+    result = trainer.fit(network, loss, draw, validate=held_out)
     prior = FloWaveNet(network.cpu(), frames.time, sigma_min=sigma_min, sample_rate=frames.sample_rate)
     terms = {"score_weight": score_weight, "contrast": contrast}
     return prior, result.report() | {"sigma_max": round(top, 3)} | {k: v for k, v in terms.items() if v}
@@ -97,41 +88,37 @@ def train_flowavenet(
 def finetune_flowavenet(
     frames: Frames,
     size: FlowSize,
-    settings: TrainingSettings,
-    folder: str | os.PathLike[str],
+    trainer: Trainer,
     *,
     levels: Sequence[float] = (0.01, 0.03, 0.1, 0.36),
     name: str = "source",
     score_weight: float = 0.0,
-    resume: bool = False,
-    label: str = "training",
-    quiet: bool = False,
-    fabric: Any = None,
 ) -> tuple[dict[float, SourcePrior], dict[float, dict[str, Any]]]:
     r"""A chain of copies: train at the lowest level for half of the steps, then fine-tune a copy for each level above.
 
     Each copy starts where the one before it ended, and is good at its own level alone, which is its ``sigma_min``. It
-    is kept as a model in ``folder/sigma-LEVEL``.
+    is kept as a model in the trainer's folder, ``sigma-LEVEL``.
 
     Arguments:
-        folder: of checkpoints and copies.
         levels: rising.
         name: of the source in the models.
-        frames, size, settings, score_weight, resume, label, quiet, fabric: see :func:`train_flowavenet`.
+        frames, size, trainer, score_weight: see :func:`train_flowavenet`.
 
     Returns:
         the copies by level, and their figures.
     """
     if len(levels) < 2 or any(b <= a for a, b in itertools.pairwise(levels)):
         raise ConfigurationError(f"fine-tuning needs two or more rising levels; got {tuple(levels)}")
+    if trainer.folder is None:
+        raise ConfigurationError("a chain of copies needs a folder to keep them in; give Trainer(settings, folder=...)")
+    settings = trainer.settings
     network, _ = _fresh(frames, size, settings, levels[0], None)
-    trainer = Trainer(settings, folder=folder, label=label, quiet=quiet, fabric=fabric)
     copies: dict[float, SourcePrior] = {}
     reports: dict[float, dict[str, Any]] = {}
     for i, level in enumerate(levels):
-        kept = Path(folder) / f"sigma-{level:g}"
+        kept = trainer.folder / f"sigma-{level:g}"
         end = round(settings.steps * (1 + i / (len(levels) - 1)) / 2)
-        if resume and (kept / "config.json").is_file():
+        if trainer.resume and (kept / "config.json").is_file():
             copies[level] = load_priors(kept)[name]
             continue
 
@@ -140,7 +127,7 @@ def finetune_flowavenet(
 
         held_out = _HeldOut(frames, [level], settings.seed)
         result = trainer.fit(
-            network, _Loss(score_weight), draw, validate=held_out, resume=resume or i > 0, until=max(1, end)
+            network, _Loss(score_weight), draw, validate=held_out, resume=trainer.resume or i > 0, until=max(1, end)
         )
         own = copy.deepcopy(network).cpu()
         copies[level] = FloWaveNet(own, frames.time, sigma_min=level, sample_rate=frames.sample_rate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ def fit_guide(
     data: Any = None,
     *,
     objective: str = "simulated",
-    settings: TrainingSettings | None = None,
+    trainer: Trainer | None = None,
     stems: Mapping[str, Callable[[int], Tensor]] | None = None,
     cuts: Sequence[int] = (),
     beta: float = 0.0,
@@ -47,13 +46,6 @@ def fit_guide(
     num_samples: int = 16,
     sigma_max: float | None = None,
     annealing: float = 0.7,
-    folder: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    until: int | None = None,
-    about: Mapping[str, Any] | None = None,
-    label: str = "guide",
-    quiet: bool = False,
-    fabric: Any = None,
 ) -> TrainingResult:
     r"""Train a guide in place. No mix is ever seen together with its own sources.
 
@@ -75,7 +67,7 @@ def fit_guide(
         data: mixes to train on, for the ELBO: a tensor ``(mix, ..., time)``, a data set whose items are mixes or begin
             with one (what follows it is not looked at), or a function that draws so many by torch's generator.
         objective: see above.
-        settings: of the training; a batch is one of mixes.
+        trainer: with the settings, and a folder for checkpoints; a batch is one of mixes. By default its own defaults.
         stems: by source, a function that draws so many frames ``(count, time)`` of that source alone; for simulation.
         cuts: lengths in samples that simulated mixes are cut into, at random one of them or none in a step: for a guide
             that is to read frames of several lengths. Of a model in which a piece of a mix is the mix of the pieces.
@@ -90,7 +82,6 @@ def fit_guide(
         sigma_max: where the annealing begins; by default a third of the loudest prior's rms times
             :math:`\sqrt{\mathrm{time}}`.
         annealing: part of the steps.
-        folder, resume, until, about, label, quiet, fabric: see :class:`~pyrosep.training.trainer.Trainer`.
 
     Returns:
         the run; :attr:`~pyrosep.training.trainer.TrainingResult.history` has, for each validation, ``elbo`` and
@@ -109,11 +100,12 @@ def fit_guide(
         >>> priors = {"a": GaussianPrior(torch.ones(2), 32), "b": GaussianPrior(torch.ones(2), 32)}
         >>> guide = EncoderGuide(priors, size=UNetSize(hop=4, width=8, levels=1, layers=2))
         >>> model = mean_mix(priors, noise=0.1)
-        >>> result = fit_guide(model, guide, settings=TrainingSettings(steps=2, batch=4), quiet=True)
+        >>> result = fit_guide(model, guide, trainer=Trainer(TrainingSettings(steps=2, batch=4), quiet=True))
         >>> sorted(result.history[-1])
         ['elbo', 'iwae', 'log_q', 'step']
     """
-    settings = TrainingSettings() if settings is None else settings
+    trainer = Trainer(label="guide") if trainer is None else trainer
+    settings = trainer.settings
     if objective not in OBJECTIVES:
         raise ConfigurationError(f"objective must be one of {OBJECTIVES}; got {objective!r}")
     if not isinstance(guide, EncoderGuide):
@@ -142,10 +134,8 @@ def fit_guide(
             **({"beta": beta} if beta else {}),
             "annealing": annealing,
             "sigma_max": sigma_max,
-            **(about or {}),
         }
-        trainer = Trainer(settings, folder=folder, about=about, label=label, quiet=quiet, fabric=fabric)
-        result = trainer.fit(run.counted, run.loss, run.draw, validate=validate, resume=resume, until=until)
+        result = trainer.fit(run.counted, run.loss, run.draw, validate=validate, about=about)
     guide.requires_grad_(True)
     result.network = guide
     return result

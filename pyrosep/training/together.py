@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from pyrosep.priors import ContinuousFlow
 from pyrosep.training.agreement import AgreeingFrames
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, training_levels
 from pyrosep.training.frames import Frames
-from pyrosep.training.settings import TrainingSettings
 from pyrosep.training.trainer import Trainer
 
 __all__ = ["train_together"]
@@ -35,18 +33,12 @@ _HELD_OUT, _ROWS = 16, 8
 def train_together(
     priors: Mapping[str, ContinuousFlow],
     frames: Mapping[str, Frames],
-    settings: TrainingSettings,
+    trainer: Trainer,
     *,
     presence: float = 0.8,
     agreement: float = 0.7,
     alone: float = 0.25,
     levels: int = LEVELS + 1,
-    folder: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    until: int | None = None,
-    label: str = "training",
-    quiet: bool = False,
-    fabric: Any = None,
 ) -> tuple[dict[str, ContinuousFlow], dict[str, Any]]:
     r"""Train denoisers that know interference on what a descent brings before them.
 
@@ -68,12 +60,11 @@ def train_together(
         priors: by source, whose denoisers are filters that know interference; they are changed in place.
         frames: of each source, by the same names, of the priors' length or longer: what they are longer by is room in
             which frames that agree are shifted.
-        settings: of the training; a batch is so many mixes.
+        trainer: with the settings, and a folder for checkpoints; a batch is so many mixes.
         presence: the chance of a source to be in a mix.
         agreement: the chance of a mix to be of frames that agree.
         alone: frames of each source alone, for each mix.
         levels: the most that a ladder has.
-        folder, resume, until, label, quiet, fabric: see :class:`~pyrosep.training.trainer.Trainer`.
 
     Returns:
         the priors, and figures: steps, seconds, and the SNR in dB of held-out mixes separated, by source, of those that
@@ -100,13 +91,12 @@ def train_together(
     variances = [float(prior.network.variance) for prior in priors.values()]
 
     about = {"presence": presence, "agreement": agreement, "alone": alone, "levels": levels, "sources": list(priors)}
-    trainer = Trainer(settings, folder=folder, about=about, label=label, quiet=quiet, fabric=fabric)
     mixes = AgreeingFrames(
         [own.draw for own in frames.values()],
         time,
         next(iter(frames.values())).sample_rate,
-        pool=max(_POOL, settings.batch),
-        seed=1009 * settings.seed + trainer.fabric.global_rank,
+        pool=max(_POOL, trainer.settings.batch),
+        seed=1009 * trainer.settings.seed + trainer.fabric.global_rank,
     )
 
     def draw(count: int) -> tuple[Tensor, ...]:
@@ -125,9 +115,9 @@ def train_together(
     held_out = torch.stack([own.held_out_apart(k)[:_HELD_OUT, :time] for k, own in enumerate(frames.values())], 1)
 
     def validate(network: nn.Module) -> dict[str, float]:
-        return _figures(network, held_out, settings.seed)
+        return _figures(network, held_out, trainer.settings.seed)
 
-    result = trainer.fit(network, _loss, draw, validate=validate, resume=resume, until=until)
+    result = trainer.fit(network, _loss, draw, validate=validate, about=about)
     network.cpu()
     return dict(priors), result.report()
 

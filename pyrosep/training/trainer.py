@@ -70,11 +70,14 @@ class Trainer:
     """Trains a network by AdamW, on one device or several (Lightning Fabric).
 
     Arguments:
-        settings: see :class:`TrainingSettings`.
+        settings: see :class:`~pyrosep.training.settings.TrainingSettings`, whose defaults are taken without.
         folder: where checkpoints and TensorBoard logs go; ``None`` keeps neither.
+        resume: go on from the folder's checkpoint if there is one.
+        until: stop after so many steps of ``settings.steps``, with a checkpoint.
         about: what else a run is known by, in plain values; a checkpoint of other ones is not resumed from.
         label: beside the progress bar.
         quiet: no progress bar.
+        fabric: Lightning Fabric that was launched already, see :func:`launch`.
 
     Example:
         >>> settings = TrainingSettings(steps=200, batch=8, learning_rate=0.05, warmup=0)
@@ -87,20 +90,30 @@ class Trainer:
 
     def __init__(
         self,
-        settings: TrainingSettings,
+        settings: TrainingSettings | None = None,
         *,
         folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        until: int | None = None,
         about: Mapping[str, Any] | None = None,
         label: str = "training",
         quiet: bool = False,
         fabric: Any = None,
     ) -> None:
-        self.settings, self.label, self.quiet = settings, label, quiet
+        self.settings = TrainingSettings() if settings is None else settings
+        self.resume, self.until, self.label, self.quiet = resume, until, label, quiet
         #: The step that is being made.
         self.step = 0
         self.about = dict(about or {})
         self.folder = None if folder is None else Path(folder)
-        self.fabric = launch(settings) if fabric is None else fabric
+        self._fabric = fabric
+
+    @property
+    def fabric(self) -> Any:
+        """Lightning Fabric, launched when it is first asked for."""
+        if self._fabric is None:
+            self._fabric = launch(self.settings)
+        return self._fabric
 
     def fit(
         self,
@@ -109,7 +122,8 @@ class Trainer:
         draw: Draw,
         *,
         validate: Validate | None = None,
-        resume: bool = False,
+        about: Mapping[str, Any] | None = None,
+        resume: bool | None = None,
         until: int | None = None,
     ) -> TrainingResult:
         """Train from the start, or from the checkpoint in the folder.
@@ -119,14 +133,16 @@ class Trainer:
             loss: of the network (called as a function) and a batch.
             draw: draws a batch of so many items.
             validate: figures on held-out data, by name; it gets the averaged weights in eval mode.
-            resume: go on from the folder's checkpoint if there is one.
-            until: stop after so many steps of ``settings.steps``, with a checkpoint.
+            about: what else this training is known by, beside the trainer's own.
+            resume, until: in place of the trainer's own.
 
         Raises:
             CheckpointError: the checkpoint is damaged or of other settings.
             DivergenceError: no step in a row of 25 had a finite gradient.
         """
         settings, fabric = self.settings, self.fabric
+        self._known_by = {**(about or {}), **self.about}
+        resume, until = self.resume if resume is None else resume, self.until if until is None else until
         began, stop = time.perf_counter(), min(settings.steps, until or settings.steps)
         network = fabric.to_device(network.train().requires_grad_(True))
         optimizers = _optimizers(network, settings)
@@ -210,7 +226,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": asdict(self.settings),
-            "about": self.about,
+            "about": self._known_by,
             "network": network.state_dict(),
             "average": average,
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -235,7 +251,7 @@ class Trainer:
             state = torch.load(path, map_location=next(network.parameters()).device, weights_only=True)
             before = state["settings"] | state.get("about", {})
             # What the checkpoint does not tell, for it is of an earlier version, is not held against it.
-            now = asdict(self.settings) | {key: value for key, value in self.about.items() if key in before}
+            now = asdict(self.settings) | {key: value for key, value in self._known_by.items() if key in before}
             if differing := _differences(before, now):
                 raise CheckpointError(
                     f"{path} is of other settings ({differing}); train with those, or without it into another folder"

@@ -37,6 +37,7 @@ def study(tmp_path_factory, short):
     return table, out, steps
 
 
+@pytest.mark.slow
 def test_a_row_for_each_set_of_waves_arm_and_number_of_chains(study):
     table, _, steps = study
     assert list(table.best_of.unique()) == [1, 2]
@@ -47,6 +48,7 @@ def test_a_row_for_each_set_of_waves_arm_and_number_of_chains(study):
     assert steps == [(done + 1, 14) for done in range(14)]
 
 
+@pytest.mark.slow
 def test_figures_hang_together(study):
     table, _, _ = study
     assert (table.above_20 <= table.above_10).all()
@@ -66,6 +68,7 @@ def test_figures_hang_together(study):
     assert pairs.above_10.to_dict() == pytest.approx(whole.to_dict())
 
 
+@pytest.mark.slow
 def test_files(study):
     table, out, _ = study
     assert sorted(path.name for path in out.iterdir()) == ["flows.csv", "flows.md", "flows.png"]
@@ -74,6 +77,7 @@ def test_files(study):
     assert (out / "flows.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_gains_that_are_to_be_found_and_starts_from_a_guide(tmp_path, short):
     arms = ("unknown gains", "guide, one descent")
     table = flows(tmp_path, priors="toy", arms=arms, sources=(4,), mixes=1, chains=2, frame=128, workers=1)
@@ -81,6 +85,7 @@ def test_gains_that_are_to_be_found_and_starts_from_a_guide(tmp_path, short):
     assert table.median_db.notna().all()
 
 
+@pytest.mark.slow
 def test_learned_priors_in_mixed_precision(tmp_path, short):
     table = flows(
         tmp_path,

@@ -39,6 +39,7 @@ def study(untrained, tmp_path_factory):
     return *tables, out, steps
 
 
+@pytest.mark.slow
 def test_a_row_for_each_method_and_choice_of_chains(study):
     separation, coverage, out, steps = study
     rows = [("mix", "one"), ("guide untrained", "one"), ("guide+langevin", "one"), ("guide+langevin", "best")]
@@ -50,6 +51,7 @@ def test_a_row_for_each_method_and_choice_of_chains(study):
     assert steps == [(done + 1, len(METHODS)) for done in range(len(METHODS))]
 
 
+@pytest.mark.slow
 def test_the_mix_as_estimate_scores_what_it_scores(study):
     row = study[0].iloc[0]
     items = [ToyMixes(frame=512)[index] for index in range(3)]
@@ -59,6 +61,7 @@ def test_the_mix_as_estimate_scores_what_it_scores(study):
     assert row.low_10 <= row.above_10 <= row.high_10
 
 
+@pytest.mark.slow
 def test_calls_are_those_of_chains_alone(study):
     separation = study[0].set_index(["method", "chains"])
     assert (separation.calls[["mix", "guide untrained"]] == 0).all()
@@ -67,12 +70,14 @@ def test_calls_are_those_of_chains_alone(study):
     assert separation.calls["langevin", "one"] >= 10
 
 
+@pytest.mark.slow
 def test_speed_is_of_one_second_of_audio(study):
     separation = study[0]
     product = separation.frames_per_second * separation.real_time_factor
     assert np.allclose(product[separation.method != "mix"], SAMPLE_RATE / 512)
 
 
+@pytest.mark.slow
 def test_coverage_before_is_that_without_temperature(study):
     """At half the deviation fewer samples are covered."""
     coverage = study[1]

@@ -31,6 +31,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_scores_every_arm_by_the_same_code(place, tmp_path):
     model, songs = str(place / "model"), str(place / "songs")
     settings = Settings(chains=2, draws=10, warmup=10)
@@ -55,6 +56,7 @@ def test_it_scores_every_arm_by_the_same_code(place, tmp_path):
         assert (tmp_path / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_chains_that_stay_near_a_guide_are_trusted_with_it_and_without(place, tmp_path, filtering_flows):
     spectra = {name: 1e-3 * torch.tensor(own) for name, own in SPECTRA.items()}
     save_priors(tmp_path / "filters", filtering_flows(spectra, FRAME, RATE, sigma_min=1e-3))

@@ -12,6 +12,7 @@ from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.masking import MaskingNet
 from pyrosep.training.guides import _Run
 from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 from pyrosep.zoo import load_guide, save_guide
 
 TINY = BandSize(window=16, bands=3, width=4, neck=4, layers=2)
@@ -119,7 +120,7 @@ def test_it_learns(priors):
     guide = EncoderGuide(priors, shared=True, size=TINY, project=[1.0, 1.0], noise=0.1)
     model = linear_mix(priors, [1.0, 1.0], 0.1)
     settings = TrainingSettings(steps=60, batch=8, learning_rate=0.02, optimizer="muon", warmup=5, ema=0.9)
-    fit_guide(model, guide, settings=settings, beta=0.5, num_samples=0, quiet=True)
+    fit_guide(model, guide, trainer=Trainer(settings, quiet=True), beta=0.5, num_samples=0)
     with torch.no_grad(), poutine.block(), pyro.plate("mixes", 64):
         trace = poutine.trace(model).get_trace()
     truth = torch.stack([trace.nodes[name]["value"] for name in SPECTRA], 1)
@@ -131,4 +132,4 @@ def test_it_learns(priors):
 def test_beta_out_of_range(priors):
     guide = EncoderGuide(priors, shared=True, size=TINY)
     with pytest.raises(ConfigurationError, match="beta must be from 0 to 1"):
-        fit_guide(linear_mix(priors, [1.0, 1.0], 0.1), guide, beta=2.0, quiet=True)
+        fit_guide(linear_mix(priors, [1.0, 1.0], 0.1), guide, beta=2.0, trainer=Trainer(quiet=True))

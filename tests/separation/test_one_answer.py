@@ -40,7 +40,13 @@ def separated(name, options, tmp_path):
     return written, json.loads((folder / "run.json").read_text()), found, priors
 
 
-@pytest.mark.parametrize("info", prior_sets(), ids=lambda info: info.name)
+@pytest.mark.parametrize(
+    "info",
+    [
+        pytest.param(info, id=info.name, marks=[pytest.mark.slow] if info.name == "toy-flowavenet" else [])
+        for info in prior_sets()
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*did not move", "ignore:.*stopped")
 def test_the_library_and_the_command_line_give_the_same_stems(info, tmp_path):
     """With gains, guide, temperatures and everything else that nobody named."""

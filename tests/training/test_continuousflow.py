@@ -11,6 +11,7 @@ from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.nn.denoiser import DENOISERS, Denoiser, DenoiserSize
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, train_continuousflow, training_levels
 from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 # Lightning asks for worker processes, pytrees and the like.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -22,7 +23,7 @@ def test_it_comes_close_to_the_exact_denoiser(gaussian_frames):
     """Of what an untrained one, white noise's, is off by, less than a fifth is left; and the density follows."""
     frames = gaussian_frames()
     settings = TrainingSettings(steps=250, batch=64, learning_rate=0.02, optimizer="muon", ema=0.98, warmup=20)
-    prior, report = train_continuousflow(frames, TINY, settings, sigma_min=0.05, quiet=True)
+    prior, report = train_continuousflow(frames, TINY, Trainer(settings, quiet=True), sigma_min=0.05)
     untrained = ContinuousFlow(Denoiser(TINY, prior.network.spectrum), 32, sigma_min=0.05)
     for level in (0.1, 0.36, 1.0, 3.0):
         x = frames.exact.at(level).sample((500,))
@@ -92,44 +93,44 @@ def test_levels_have_the_distribution_that_is_asked_for(spread):
 def test_resumed_it_is_the_same_bit_for_bit(tmp_path, quick, gaussian_frames):
     frames = gaussian_frames()
     arguments = {"quiet": True, "resume": True}
-    unbroken, _ = train_continuousflow(frames, TINY, quick(), folder=tmp_path / "a", **arguments)
-    train_continuousflow(frames, TINY, quick(), folder=tmp_path / "b", until=3, **arguments)
-    resumed, report = train_continuousflow(frames, TINY, quick(), folder=tmp_path / "b", **arguments)
+    unbroken, _ = train_continuousflow(frames, TINY, Trainer(quick(), folder=tmp_path / "a", **arguments))
+    train_continuousflow(frames, TINY, Trainer(quick(), folder=tmp_path / "b", until=3, **arguments))
+    resumed, report = train_continuousflow(frames, TINY, Trainer(quick(), folder=tmp_path / "b", **arguments))
     assert report["steps"] == 6
     for name, value in unbroken.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name])
     with pytest.raises(CheckpointError, match=r"other settings \(spread 1\.5, not None\)"):
-        train_continuousflow(frames, TINY, quick(), folder=tmp_path / "b", spread=None, **arguments)
+        train_continuousflow(frames, TINY, Trainer(quick(), folder=tmp_path / "b", **arguments), spread=None)
 
 
 def test_in_mixed_precision(quick, gaussian_frames):
-    prior, report = train_continuousflow(gaussian_frames(), TINY, quick(precision="bf16-mixed"), quiet=True)
+    prior, report = train_continuousflow(gaussian_frames(), TINY, Trainer(quick(precision="bf16-mixed"), quiet=True))
     assert report["parameters"] == sum(value.numel() for value in prior.network.parameters())
     assert {value.dtype for value in prior.network.state_dict().values()} == {torch.float32}
 
 
 def test_spectrum_is_the_sources(quick, gaussian_frames):
     frames = gaussian_frames()
-    prior, _ = train_continuousflow(frames, TINY, quick(), quiet=True)
+    prior, _ = train_continuousflow(frames, TINY, Trainer(quick(), quiet=True))
     # A mean of 1024 periodograms, each exponential about the spectrum: 1/32 of it is a standard error; five of those.
     assert float((prior.spectrum / frames.exact.spectrum).log().abs().max()) < 5 / 32
 
 
 def test_it_goes_on_from_another_prior(quick, gaussian_frames):
     frames = gaussian_frames()
-    first, _ = train_continuousflow(frames, TINY, quick(), quiet=True)
+    first, _ = train_continuousflow(frames, TINY, Trainer(quick(), quiet=True))
     x = frames.exact.at(0.5).sample((3,))
     before = first.at(0.5).denoise(x)
     slow = quick(steps=1, learning_rate=1e-9)
-    second, _ = train_continuousflow(frames, TINY, slow, start=first, quiet=True)
+    second, _ = train_continuousflow(frames, TINY, Trainer(slow, quiet=True), start=first)
     torch.testing.assert_close(second.at(0.5).denoise(x), before, rtol=0, atol=1e-4)
-    third, _ = train_continuousflow(frames, TINY, quick(), start=first, quiet=True)
+    third, _ = train_continuousflow(frames, TINY, Trainer(quick(), quiet=True), start=first)
     assert not torch.allclose(third.at(0.5).denoise(x), before, atol=1e-4)
     assert torch.equal(first.at(0.5).denoise(x), before)
     with pytest.raises(ConfigurationError, match="must be of this size"):
-        train_continuousflow(frames, DenoiserSize(width=8), quick(), start=first, quiet=True)
+        train_continuousflow(frames, DenoiserSize(width=8), Trainer(quick(), quiet=True), start=first)
 
 
 def test_levels_out_of_order(quick, gaussian_frames):
     with pytest.raises(ConfigurationError, match=r"must rise from above 0; got 2\.0 to 1"):
-        train_continuousflow(gaussian_frames(), TINY, quick(), sigma_min=2.0, sigma_max=1.0, quiet=True)
+        train_continuousflow(gaussian_frames(), TINY, Trainer(quick(), quiet=True), sigma_min=2.0, sigma_max=1.0)

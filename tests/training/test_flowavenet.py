@@ -11,6 +11,7 @@ from pyrosep.priors import SIZES
 from pyrosep.training.flowavenet import _Loss, finetune_flowavenet, train_flowavenet
 from pyrosep.training.frames import Frames, song_frames, toy_frames
 from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 # Lightning asks for worker processes, pytrees and the like.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 def test_it_comes_close_to_the_exact_density(gaussian_frames):
     frames = gaussian_frames()
     settings = TrainingSettings(steps=250, batch=64, learning_rate=0.01, ema=0.98)
-    prior, report = train_flowavenet(frames, SIZES["tiny"], settings, sigma_min=0.05, quiet=True)
+    prior, report = train_flowavenet(frames, SIZES["tiny"], Trainer(settings, quiet=True), sigma_min=0.05)
     white = math.sqrt(float(prior.network.variance))
     for level in (0.1, 0.36, 1.0):
         x = frames.exact.at(level).sample((500,))
@@ -34,7 +35,7 @@ def test_it_comes_close_to_the_exact_density(gaussian_frames):
 
 def test_spectrum_is_the_sources(quick, gaussian_frames):
     frames = gaussian_frames()
-    prior, _ = train_flowavenet(frames, SIZES["tiny"], quick(), quiet=True)
+    prior, _ = train_flowavenet(frames, SIZES["tiny"], Trainer(quick(), quiet=True))
     # A mean of 256 periodograms, each exponential about the spectrum: 1/16 of it is a standard error; five of those.
     assert float((prior.spectrum / frames.exact.spectrum).log().abs().max()) < 5 / 16
 
@@ -42,9 +43,9 @@ def test_spectrum_is_the_sources(quick, gaussian_frames):
 def test_resumed_it_is_the_same_bit_for_bit(tmp_path, quick, gaussian_frames):
     frames = gaussian_frames()
     arguments = {"quiet": True, "resume": True}
-    unbroken, _ = train_flowavenet(frames, SIZES["tiny"], quick(), folder=tmp_path / "a", **arguments)
-    train_flowavenet(frames, SIZES["tiny"], quick(), folder=tmp_path / "b", until=3, **arguments)
-    resumed, report = train_flowavenet(frames, SIZES["tiny"], quick(), folder=tmp_path / "b", **arguments)
+    unbroken, _ = train_flowavenet(frames, SIZES["tiny"], Trainer(quick(), folder=tmp_path / "a", **arguments))
+    train_flowavenet(frames, SIZES["tiny"], Trainer(quick(), folder=tmp_path / "b", until=3, **arguments))
+    resumed, report = train_flowavenet(frames, SIZES["tiny"], Trainer(quick(), folder=tmp_path / "b", **arguments))
     assert report["steps"] == 6
     for name, value in unbroken.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name])
@@ -60,7 +61,7 @@ def test_noise_is_at_all_levels_and_never_clamped(quick, gaussian_frames):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyrosep.training.flowavenet._Loss", Watched)
-        train_flowavenet(frames, SIZES["tiny"], quick(steps=40), sigma_min=0.01, sigma_max=20.0, quiet=True)
+        train_flowavenet(frames, SIZES["tiny"], Trainer(quick(steps=40), quiet=True), sigma_min=0.01, sigma_max=20.0)
     x, sigma, noise = (torch.cat(part) for part in zip(*seen, strict=True))
     assert float(x.abs().max()) > 5
     torch.testing.assert_close(noise.var(), torch.tensor(1.0), atol=0.1, rtol=0)
@@ -87,7 +88,7 @@ def test_score_matching_is_that_of_the_noise():
 
 
 def test_score_matching_trains(quick, gaussian_frames):
-    prior, _ = train_flowavenet(gaussian_frames(), SIZES["tiny"], quick(), score_weight=0.5, quiet=True)
+    prior, _ = train_flowavenet(gaussian_frames(), SIZES["tiny"], Trainer(quick(), quiet=True), score_weight=0.5)
     assert bool(torch.isfinite(prior.log_prob(prior.sample((2,)))).all())
 
 
@@ -143,10 +144,10 @@ def test_contrast_tells_constants_apart_where_the_likelihood_alone_does_not():
     def margin(prior):
         return float((prior.at(0.02).log_prob(x) - prior.at(0.02).log_prob(silence)).mean())
 
-    plain, _ = train_flowavenet(frames, SIZES["tiny"], settings, sigma_min=0.01, sigma_max=0.04, quiet=True)
+    plain, _ = train_flowavenet(frames, SIZES["tiny"], Trainer(settings, quiet=True), sigma_min=0.01, sigma_max=0.04)
     assert margin(plain) < 0
     told, report = train_flowavenet(
-        frames, SIZES["tiny"], settings, sigma_min=0.01, sigma_max=0.04, contrast=10.0, start=plain, quiet=True
+        frames, SIZES["tiny"], Trainer(settings, quiet=True), sigma_min=0.01, sigma_max=0.04, contrast=10.0, start=plain
     )
     assert report["contrast"] == 10.0
     assert margin(told) > 0
@@ -155,23 +156,25 @@ def test_contrast_tells_constants_apart_where_the_likelihood_alone_does_not():
 
 def test_a_start_is_copied_and_kept_as_it_was(quick, gaussian_frames):
     frames = gaussian_frames()
-    first, _ = train_flowavenet(frames, SIZES["tiny"], quick(), quiet=True)
+    first, _ = train_flowavenet(frames, SIZES["tiny"], Trainer(quick(), quiet=True))
     x = torch.randn(3, 32)
     before = first.log_prob(x)
     slow = quick(steps=1, learning_rate=1e-9)
-    second, _ = train_flowavenet(frames, SIZES["tiny"], slow, start=first, quiet=True)
+    second, _ = train_flowavenet(frames, SIZES["tiny"], Trainer(slow, quiet=True), start=first)
     torch.testing.assert_close(second.log_prob(x), before, rtol=0, atol=1e-3)
-    third, _ = train_flowavenet(frames, SIZES["tiny"], quick(), start=first, quiet=True)
+    third, _ = train_flowavenet(frames, SIZES["tiny"], Trainer(quick(), quiet=True), start=first)
     assert not torch.equal(third.log_prob(x), before)
     assert torch.equal(first.log_prob(x), before)
     with pytest.raises(ConfigurationError, match="must be of this size"):
-        train_flowavenet(frames, SIZES["small"], quick(), start=first, quiet=True)
+        train_flowavenet(frames, SIZES["small"], Trainer(quick(), quiet=True), start=first)
 
 
 def test_fine_tuned_copies(tmp_path, quick, gaussian_frames):
     frames, levels = gaussian_frames(), (0.05, 0.2, 0.8)
-    arguments = {"levels": levels, "name": "wave", "quiet": True}
-    copies, reports = finetune_flowavenet(frames, SIZES["tiny"], quick(steps=8), tmp_path, **arguments)
+    arguments = {"levels": levels, "name": "wave"}
+    copies, reports = finetune_flowavenet(
+        frames, SIZES["tiny"], Trainer(quick(steps=8), folder=tmp_path, quiet=True), **arguments
+    )
     assert tuple(copies) == levels
     assert [report["steps"] for report in reports.values()] == [4, 6, 8]
     assert [prior.sigma_min for prior in copies.values()] == list(levels)
@@ -180,7 +183,9 @@ def test_fine_tuned_copies(tmp_path, quick, gaussian_frames):
     for level in levels:
         kept = load_priors(tmp_path / f"sigma-{level:g}")["wave"]
         assert torch.equal(kept.log_prob(x), copies[level].log_prob(x))
-    again, nothing = finetune_flowavenet(frames, SIZES["tiny"], quick(steps=8), tmp_path, resume=True, **arguments)
+    again, nothing = finetune_flowavenet(
+        frames, SIZES["tiny"], Trainer(quick(steps=8), folder=tmp_path, resume=True, quiet=True), **arguments
+    )
     assert nothing == {}
     assert torch.equal(again[0.8].log_prob(x), copies[0.8].log_prob(x))
 
@@ -200,11 +205,13 @@ def test_toy_frames_are_the_waves_and_held_out_ones_are_not_drawn():
 def test_mistakes(quick, gaussian_frames):
     frames = gaussian_frames()
     with pytest.raises(ConfigurationError, match="multiple of 512 samples for this size; got 32"):
-        train_flowavenet(frames, SIZES["small"], quick(), quiet=True)
+        train_flowavenet(frames, SIZES["small"], Trainer(quick(), quiet=True))
     with pytest.raises(ConfigurationError, match=r"must rise from above 0; got 2\.0 to 1"):
-        train_flowavenet(frames, SIZES["tiny"], quick(), sigma_min=2.0, sigma_max=1.0, quiet=True)
+        train_flowavenet(frames, SIZES["tiny"], Trainer(quick(), quiet=True), sigma_min=2.0, sigma_max=1.0)
+    with pytest.raises(ConfigurationError, match="needs a folder"):
+        finetune_flowavenet(frames, SIZES["tiny"], Trainer(quick(), quiet=True), levels=(0.1, 0.2))
     with pytest.raises(ConfigurationError, match="two or more rising levels"):
-        finetune_flowavenet(frames, SIZES["tiny"], quick(), "nowhere", levels=(0.2, 0.1), quiet=True)
+        finetune_flowavenet(frames, SIZES["tiny"], Trainer(quick(), folder="nowhere", quiet=True), levels=(0.2, 0.1))
 
 
 def test_song_frames_hold_out_songs(tmp_path):

@@ -13,6 +13,7 @@ from pyrosep.mixing import mean_mix, panned_mix, unknown_gains_mix
 from pyrosep.nn.refining import UNetSize
 from pyrosep.training.guides import _Run, log_q
 from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 # Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -52,7 +53,7 @@ def test_by_simulation_it_learns_to_tell_the_sources(priors):
     model, own = mean_mix(priors, NOISE), guide(priors)
     mix, values = simulate(model, 64)
     before = float(log_q(own, mix, values)) / 64
-    result = fit_guide(model, own, settings=settings(120), quiet=True)
+    result = fit_guide(model, own, trainer=Trainer(settings(120), quiet=True))
     assert result.network is own
     assert result.step == 120
     after = float(log_q(own, mix, values)) / 64
@@ -72,10 +73,9 @@ def test_by_the_elbo_it_learns_from_mixes_alone(priors, project):
         own,
         mixes,
         objective="elbo",
-        settings=settings(120, validate_every=20),
+        trainer=Trainer(settings(120, validate_every=20), quiet=True),
         held_out=held_out,
         num_samples=4,
-        quiet=True,
     )
     first, last = result.history[0], result.history[-1]
     assert set(last) == {"step", "elbo", "iwae"}
@@ -128,7 +128,7 @@ def test_sources_that_come_with_the_mixes_change_nothing(priors, objective):
     found = []
     for sources in (true, torch.full_like(true, float("nan"))):
         own = guide(priors)
-        fit_guide(model, own, Pairs(mixes, sources), objective=objective, settings=settings(6), quiet=True)
+        fit_guide(model, own, Pairs(mixes, sources), objective=objective, trainer=Trainer(settings(6), quiet=True))
         found.append(weights(own))
     assert torch.equal(*found)
     assert not torch.equal(found[0], weights(guide(priors)))
@@ -138,8 +138,8 @@ def test_on_unpaired_stems(priors):
     """Stems of another level than the priors': the guide follows them."""
     stems = {name: lambda count: 0.1 * torch.randn(count, TIME) for name in priors}
     drawn, given = guide(priors), guide(priors)
-    fit_guide(mean_mix(priors, NOISE), drawn, settings=settings(10), quiet=True)
-    result = fit_guide(mean_mix(priors, NOISE), given, stems=stems, settings=settings(10), quiet=True)
+    fit_guide(mean_mix(priors, NOISE), drawn, trainer=Trainer(settings(10), quiet=True))
+    result = fit_guide(mean_mix(priors, NOISE), given, stems=stems, trainer=Trainer(settings(10), quiet=True))
     assert not torch.equal(weights(drawn), weights(given))
     assert result.history[-1]["log_q"] > 0  # small sources have large densities
 
@@ -162,8 +162,8 @@ def test_pieces_of_simulated_mixes_are_mixes_of_the_pieces(priors, make):
 
 def test_trained_on_pieces_it_is_not_what_whole_frames_make_of_it(priors):
     whole, cut = guide(priors), guide(priors)
-    fit_guide(mean_mix(priors, NOISE), whole, settings=settings(6), quiet=True)
-    result = fit_guide(mean_mix(priors, NOISE), cut, cuts=[16], settings=settings(6), quiet=True)
+    fit_guide(mean_mix(priors, NOISE), whole, trainer=Trainer(settings(6), quiet=True))
+    result = fit_guide(mean_mix(priors, NOISE), cut, cuts=[16], trainer=Trainer(settings(6), quiet=True))
     assert result.skipped == 0
     assert not torch.equal(weights(whole), weights(cut))
 
@@ -171,13 +171,13 @@ def test_trained_on_pieces_it_is_not_what_whole_frames_make_of_it(priors):
 def test_resumed_it_ends_at_the_same_bits(priors, tmp_path):
     model = mean_mix(priors, NOISE)
     mixes, _ = simulate(model, 20)
-    options = {"objective": "both", "settings": settings(8, save_every=3), "quiet": True}
+    own = settings(8, save_every=3)
     whole = guide(priors)
-    fit_guide(model, whole, mixes, **options)
+    fit_guide(model, whole, mixes, objective="both", trainer=Trainer(own, quiet=True))
     parts = guide(priors)
-    fit_guide(model, parts, mixes, folder=tmp_path, until=5, **options)
+    fit_guide(model, parts, mixes, objective="both", trainer=Trainer(own, folder=tmp_path, until=5, quiet=True))
     again = EncoderGuide(priors, size=TINY)  # whose own weights have no part in it
-    fit_guide(model, again, mixes, folder=tmp_path, resume=True, **options)
+    fit_guide(model, again, mixes, objective="both", trainer=Trainer(own, folder=tmp_path, resume=True, quiet=True))
     assert torch.equal(weights(again), weights(whole))
 
 
@@ -187,7 +187,7 @@ def test_with_other_sites(priors, make, objective):
     model = make(priors, noise=NOISE)
     mixes, _ = simulate(model, 6)
     own = EncoderGuide.for_model(model, mixes[0], size=TINY)
-    result = fit_guide(model, own, mixes, objective=objective, settings=settings(2), held_out=mixes, quiet=True)
+    result = fit_guide(model, own, mixes, objective=objective, trainer=Trainer(settings(2), quiet=True), held_out=mixes)
     assert result.skipped == 0
     assert "elbo" in result.history[-1]
 
@@ -198,7 +198,9 @@ def test_figures_on_toy_mixes():
     priors = load_priors("toy", frame=128, sources=["sine", "saw"])
     held_out = ToyMixes(("sine", "saw"), frame=128, size=4)
     own = guide(priors, shared=True, project=True)
-    result = fit_guide(mean_mix(priors), own, settings=settings(2), held_out=held_out, num_samples=2, quiet=True)
+    result = fit_guide(
+        mean_mix(priors), own, trainer=Trainer(settings(2), quiet=True), held_out=held_out, num_samples=2
+    )
     figures = result.history[-1]
     assert set(figures) == {"step", "elbo", "iwae", "log_q", "si_sdr sine", "si_sdr saw"}
 
@@ -210,7 +212,9 @@ def test_figures_without_bounds_and_of_silent_sources(priors):
     sources = torch.stack([values["low"], values["high"]], 1)
     sources[:3, 0] = 0
     sources[:, 1] = 0
-    result = fit_guide(model, own, settings=settings(2), held_out=Pairs(mixes, sources), num_samples=0, quiet=True)
+    result = fit_guide(
+        model, own, trainer=Trainer(settings(2), quiet=True), held_out=Pairs(mixes, sources), num_samples=0
+    )
     figures = result.history[-1]
     assert set(figures) == {"step", "log_q", "si_sdr low"}
     mean = own.moments(mixes)[0][3:, 0].double()
@@ -219,24 +223,28 @@ def test_figures_without_bounds_and_of_silent_sources(priors):
 
 
 def test_resumed_with_another_objective(priors, tmp_path):
-    model, options = mean_mix(priors, NOISE), {"settings": settings(4), "folder": tmp_path, "quiet": True}
+    model = mean_mix(priors, NOISE)
+
+    def trainer(data, **how):
+        return Trainer(settings(4), folder=tmp_path, about={"data": data}, quiet=True, **how)
+
     mixes, _ = simulate(model, 4)
-    fit_guide(model, guide(priors), until=2, about={"data": "mine"}, **options)
+    fit_guide(model, guide(priors), trainer=trainer("mine", until=2))
     with pytest.raises(CheckpointError, match="objective simulated, not elbo"):
-        fit_guide(model, guide(priors), mixes, objective="elbo", resume=True, **options)
+        fit_guide(model, guide(priors), mixes, objective="elbo", trainer=trainer("mine", resume=True))
     with pytest.raises(CheckpointError, match="data mine, not theirs"):
-        fit_guide(model, guide(priors), about={"data": "theirs"}, resume=True, **options)
+        fit_guide(model, guide(priors), trainer=trainer("theirs", resume=True))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     del state["about"]  # as earlier versions wrote it
     torch.save(state, tmp_path / "checkpoint.pt")
-    assert fit_guide(model, guide(priors), about={"data": "theirs"}, resume=True, **options).step == 4
+    assert fit_guide(model, guide(priors), trainer=trainer("theirs", resume=True)).step == 4
 
 
 def test_in_mixed_precision_draws_meet_the_mix(priors):
     """To the observation noise, far below what half precision tells apart."""
     own = guide(priors, project=True, noise=1e-4)
     model = mean_mix(priors, 1e-4)
-    result = fit_guide(model, own, settings=settings(2, precision="bf16-mixed"), quiet=True)
+    result = fit_guide(model, own, trainer=Trainer(settings(2, precision="bf16-mixed"), quiet=True))
     assert result.skipped == 0
     mix = simulate(model, 3)[0]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -248,7 +256,7 @@ def test_in_mixed_precision_draws_meet_the_mix(priors):
 
 def test_leaves_pyros_parameters_alone(priors):
     pyro.param("mine", torch.ones(2))
-    fit_guide(mean_mix(priors), guide(priors), settings=settings(2), quiet=True)
+    fit_guide(mean_mix(priors), guide(priors), trainer=Trainer(settings(2), quiet=True))
     assert list(pyro.get_param_store().keys()) == ["mine"]
 
 
@@ -260,7 +268,7 @@ def test_a_model_in_which_mixes_meet_is_found_out(priors):
         return pyro.sample("mix", pyro.distributions.Normal(total, NOISE).to_event(1), obs=mix)
 
     with pytest.raises(LeakError, match="some operation of the model reduces over the leading axis"):
-        fit_guide(leaky, guide(priors), settings=settings(2), quiet=True)
+        fit_guide(leaky, guide(priors), trainer=Trainer(settings(2), quiet=True))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +277,9 @@ def test_a_model_in_which_mixes_meet_is_found_out(priors):
 def test_cuts_that_are_none(priors, objective, cuts, words):
     mixes, _ = simulate(mean_mix(priors, NOISE), 4)
     with pytest.raises(ConfigurationError, match=words):
-        fit_guide(mean_mix(priors, NOISE), guide(priors), mixes, objective=objective, cuts=cuts, quiet=True)
+        fit_guide(
+            mean_mix(priors, NOISE), guide(priors), mixes, objective=objective, cuts=cuts, trainer=Trainer(quiet=True)
+        )
 
 
 def test_errors(priors):
@@ -282,14 +292,14 @@ def test_errors(priors):
         ({"objective": "elbo", "data": 3}, "expected mixes as a tensor"),
         ({"objective": "elbo", "data": []}, "the data set is empty"),
         ({"annealing": 2.0}, "annealing must be from 0 to 1"),
-        ({"settings": settings(2, accelerator="cuda")}, r"move them: prior.to\('cuda'\)"),
+        ({"trainer": Trainer(settings(2, accelerator="cuda"))}, r"move them: prior.to\('cuda'\)"),
         ({"guide": lambda mix: None}, "pyro.infer.SVI"),
         ({"model": unknown_gains_mix(priors)}, "for_model builds one"),
         ({"model": mean_mix(priors | {"third": priors["low"]})}, "for_model builds one"),
         ({"model": lambda mix: model(mix)}, "without arguments"),
     ):
         with pytest.raises(ConfigurationError, match=message):
-            fit_guide(**({"model": model, "guide": own, "settings": settings(2), "quiet": True} | wrong))
+            fit_guide(**{"model": model, "guide": own, "trainer": Trainer(settings(2), quiet=True)} | wrong)
     for data in (mixes[0], [torch.randn(8), torch.randn(9)], torch.randn(5, 2, TIME), torch.randn(5, 40)):
         with pytest.raises((ShapeError, RuntimeError)):
-            fit_guide(model, own, data, objective="elbo", settings=settings(2), quiet=True)
+            fit_guide(model, own, data, objective="elbo", trainer=Trainer(settings(2), quiet=True))

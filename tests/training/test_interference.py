@@ -14,6 +14,7 @@ from pyrosep.training.continuousflow import denoising_loss, interfered_batch, no
 from pyrosep.training.frames import Frames, toy_frames
 from pyrosep.training.interference import HeardFrames, Interference
 from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer
 
 training = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -199,7 +200,7 @@ def test_it_learns_both_posterior_means(size, lowest, share):
     settings = TrainingSettings(steps=300, batch=64, learning_rate=0.02, optimizer="muon", ema=0.98, warmup=20)
     recipe = Interference(presence=1.0, full=1.0, gain_db=0.0, silent=0.0)
     prior, report = train_continuousflow(
-        frames, size, settings, sigma_min=0.05, sigma_max=4.0, interference=recipe, quiet=True
+        frames, size, Trainer(settings, quiet=True), sigma_min=0.05, sigma_max=4.0, interference=recipe
     )
     for level in (lowest, 1.0):  # at higher ones the two means are all but the same
         x = math.sqrt(2 + level**2) * torch.randn(500, 32)
@@ -217,14 +218,14 @@ def test_it_learns_both_posterior_means(size, lowest, share):
 
 def test_training_needs_others_to_hear(gaussian_frames, quick):
     with pytest.raises(ConfigurationError, match="draw_others"):
-        train_continuousflow(gaussian_frames(), TINY, quick(), interference=Interference())
+        train_continuousflow(gaussian_frames(), TINY, Trainer(quick()), interference=Interference())
 
 
 @training
 def test_a_run_with_another_recipe_is_not_resumed(tmp_path, quick):
     frames = toy_frames("sine", 32, held_out=4)
     run = {"folder": tmp_path, "quiet": True}
-    train_continuousflow(frames, TINY, quick(), interference=Interference(), **run)
+    train_continuousflow(frames, TINY, Trainer(quick(), **run), interference=Interference())
     other = replace(Interference(), presence=0.1)
     with pytest.raises(CheckpointError, match="of other settings"):
-        train_continuousflow(frames, TINY, quick(), interference=other, resume=True, **run)
+        train_continuousflow(frames, TINY, Trainer(quick(), resume=True, **run), interference=other)

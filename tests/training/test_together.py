@@ -12,6 +12,7 @@ from pyrosep.nn.denoiser import BandDenoiser
 from pyrosep.training.frames import Frames
 from pyrosep.training.settings import TrainingSettings
 from pyrosep.training.together import train_together
+from pyrosep.training.trainer import Trainer
 
 BANDS = BandSize(window=32, bands=4, width=8, neck=8, layers=1, features=8)
 FRAME = 256
@@ -72,7 +73,7 @@ def test_the_search_comes_near_to_the_wiener_filter(clean):
     """Untrained denoisers take the others for as loud as the source itself, at every frequency."""
     priors = flows()
     before = snr(clean, separated(priors, clean))
-    trained, report = train_together(priors, frames(), settings(), presence=1.0, agreement=0.0, quiet=True)
+    trained, report = train_together(priors, frames(), Trainer(settings(), quiet=True), presence=1.0, agreement=0.0)
     after = snr(clean, separated(trained, clean))
     best = snr(clean, GaussianPosterior(gaussians(), clean.sum(1), noise=1e-3).mean)
     for k in range(2):
@@ -90,14 +91,14 @@ def test_what_the_denoisers_are_without_interference_is_kept(clean):
         pairs = zip(priors.values(), noised.unbind(1), strict=True)
         return snr(clean, torch.stack([prior.at(0.3).denoise(x) for prior, x in pairs], 1))
 
-    kept = alone(train_together(flows(), frames(), settings(), agreement=0.0, quiet=True)[0])
+    kept = alone(train_together(flows(), frames(), Trainer(settings(), quiet=True), agreement=0.0)[0])
     assert kept == pytest.approx(alone(flows()), abs=0.25)
 
 
 def test_a_training_that_was_stopped_ends_where_one_that_was_not_does(tmp_path):
     def trained(**how):
         own = settings(steps=4, save_every=2)
-        return train_together(flows(frame=1024), frames(frame=1300), own, agreement=0.5, quiet=True, **how)[0]
+        return train_together(flows(frame=1024), frames(frame=1300), Trainer(own, quiet=True, **how), agreement=0.5)[0]
 
     whole = trained()
     trained(folder=tmp_path, until=2)
@@ -111,17 +112,17 @@ def test_a_source_that_is_silent_in_all_that_is_held_out_has_no_figure():
     """A ratio of nothing is no number, and files of JSON have no infinity."""
     own = frames()
     own["low"] = Frames(own["low"].draw, torch.zeros(16, FRAME), 8000)
-    _, report = train_together(flows(), own, settings(steps=1), agreement=0.0, quiet=True)
+    _, report = train_together(flows(), own, Trainer(settings(steps=1), quiet=True), agreement=0.0)
     assert "SNR of high" in report
     assert "SNR of low" not in report
 
 
 def test_what_it_is_not_for_is_refused():
     with pytest.raises(ConfigurationError, match="low, high know nothing of interference"):
-        train_together(flows(interference=False), frames(), settings(), quiet=True)
+        train_together(flows(interference=False), frames(), Trainer(settings(), quiet=True))
     with pytest.raises(ConfigurationError, match=r"frames of the sources \['low', 'high'\]; got those of \[\]"):
-        train_together(flows(), {}, settings(), quiet=True)
+        train_together(flows(), {}, Trainer(settings(), quiet=True))
     with pytest.raises(ConfigurationError, match="expected presence in"):
-        train_together(flows(), frames(), settings(), presence=0.0, quiet=True)
+        train_together(flows(), frames(), Trainer(settings(), quiet=True), presence=0.0)
     with pytest.raises(ConfigurationError, match="frames of at least 512 samples; those of low, high are shorter"):
-        train_together(flows(frame=512), frames(), settings(), quiet=True)
+        train_together(flows(frame=512), frames(), Trainer(settings(), quiet=True))

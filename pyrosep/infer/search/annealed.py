@@ -60,9 +60,9 @@ class AnnealedSearch(Start):
     >>> from pyrosep import MALA, AnnealedSearch, LangevinMCMC, OscillatorPrior
     >>> from pyrosep.mixing import mean_mix
     >>> model = mean_mix({wave: OscillatorPrior(wave, 256, periods=range(20, 40)) for wave in ("saw", "square")})
-    >>> mcmc = LangevinMCMC(MALA(model), num_samples=4, warmup_steps=20, num_chains=4, init=AnnealedSearch(), seed=0)
+    >>> mcmc = LangevinMCMC(MALA(model), num_samples=20, warmup_steps=40, num_chains=4, init=AnnealedSearch(), seed=0)
     >>> mcmc.run(model().detach()).get_samples()["saw"].shape
-    torch.Size([16, 256])
+    torch.Size([80, 256])
 
     Chains begin at the top of the ladder or, where it is known how far off their start is, at that level. At each level
     sites move by one of three kinds of moves: :class:`SweepMoves`, :class:`LangevinMoves`, or :class:`DescentMoves`.
