@@ -40,6 +40,7 @@ from pyrosep.cli.options import (
     write_json,
 )
 from pyrosep.errors import ConfigurationError
+from pyrosep.training.settings import PRESETS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,10 +98,10 @@ def train_guide_command(
     bands: Annotated[int, typer.Option(min=1, help="Of bands: how many.")] = 32,
     neck: Annotated[int, typer.Option(min=1, help="Of bands: channels of a window, by which its bands meet.")] = 192,
     start: Annotated[str | None, typer.Option(help="A guide to start from, of whose size this one is then.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 3600,
-    batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 16,
-    learning_rate: LearningRate = 0.012,
-    optimizer: Optimizer = "muon",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = PRESETS["guide"].steps,
+    batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = PRESETS["guide"].batch,
+    learning_rate: LearningRate = PRESETS["guide"].learning_rate,
+    optimizer: Optimizer = PRESETS["guide"].optimizer,
     precision: Precision = "auto",
     beta: Annotated[
         float, typer.Option(min=0, max=1, help="Weigh simulated samples by their deviation to twice this power.")
@@ -122,8 +123,8 @@ def train_guide_command(
     ] = 64,
     devices: Annotated[int, typer.Option(min=1, help="Devices; on a CPU, processes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    validate_every: ValidateEvery = 500,
-    save_every: SaveEvery = 500,
+    validate_every: ValidateEvery = PRESETS["guide"].validate_every,
+    save_every: SaveEvery = PRESETS["guide"].save_every,
     half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
     summary: Summary = "",
     overwrite: Anew = False,
@@ -172,6 +173,7 @@ def train_guide_command(
         time = frame or min(info.frame, _LONGEST)
         weights = _gains(parsed_gains(gains) or info.gains, info, names)
         settings = training_settings(
+            PRESETS["guide"],
             device,
             steps=steps,
             batch=batch,

@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ from pyrosep.errors import ConfigurationError, PyrosepError
 
 if TYPE_CHECKING:
     from pyrosep.data.catalog import DataSets
+    from pyrosep.training.settings import TrainingSettings
     from pyrosep.zoo import PriorSet
 
 #: What songs are separated by where no model is named.
@@ -203,10 +204,9 @@ def parsed_renames(text: str | None) -> dict[str, str]:
     return renames
 
 
-def training_settings(device: str, **options: Any) -> Any:
-    """:class:`~pyrosep.training.settings.TrainingSettings` for a device by its name on the command line."""
+def training_settings(preset: TrainingSettings, device: str, **options: Any) -> TrainingSettings:
+    """A preset with what is otherwise, for a device by its name on the command line."""
     from pyrosep.nn.precision import chosen_precision
-    from pyrosep.training.settings import TrainingSettings
 
     accelerator, _, index = chosen_device(device).partition(":")
     if index not in ("", "0"):
@@ -214,7 +214,7 @@ def training_settings(device: str, **options: Any) -> Any:
             f"training takes the first GPU, -d cuda; for another one set CUDA_VISIBLE_DEVICES={index}; got -d {device}"
         )
     options["precision"] = chosen_precision(options["precision"], accelerator)
-    return TrainingSettings(accelerator=accelerator, **options)
+    return replace(preset, accelerator=accelerator, **options)
 
 
 def figures_line(report: dict[str, Any]) -> str:

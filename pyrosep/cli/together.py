@@ -37,6 +37,7 @@ from pyrosep.cli.options import (
 )
 from pyrosep.cli.training import Data
 from pyrosep.errors import ConfigurationError
+from pyrosep.training.settings import PRESETS
 
 
 def train_together_command(
@@ -46,10 +47,10 @@ def train_together_command(
     weights: Weights = None,
     renames: Renames = None,
     frame: Annotated[int | None, typer.Option(min=2, help="Samples in a frame [the model's own].")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 400,
-    batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = 8,
-    learning_rate: LearningRate = 0.004,
-    optimizer: Optimizer = "muon",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = PRESETS["together"].steps,
+    batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = PRESETS["together"].batch,
+    learning_rate: LearningRate = PRESETS["together"].learning_rate,
+    optimizer: Optimizer = PRESETS["together"].optimizer,
     precision: Precision = "auto",
     presence: Annotated[float, typer.Option(help="Chance of each source to be in a mix.")] = 0.8,
     agreement: Annotated[float, typer.Option(help="Chance of a mix to be of frames that agree in key and beat.")] = 0.7,
@@ -62,8 +63,8 @@ def train_together_command(
     reverb: Reverb = 0.0,
     devices: Annotated[int, typer.Option(min=1, help="Devices on each machine; on a CPU, processes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    validate_every: ValidateEvery = 100,
-    save_every: SaveEvery = 100,
+    validate_every: ValidateEvery = PRESETS["together"].validate_every,
+    save_every: SaveEvery = PRESETS["together"].save_every,
     summary: Summary = "",
     half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
     overwrite: Anew = False,
@@ -85,14 +86,13 @@ def train_together_command(
         from pyrosep.zoo.weights import load_weights
 
         settings = training_settings(
+            PRESETS["together"],
             device,
             steps=steps,
             batch=batch,
             learning_rate=learning_rate,
             optimizer=optimizer,
             precision=precision,
-            ema=0.99,
-            warmup=20,
             validate_every=validate_every,
             save_every=save_every,
             seed=seed,

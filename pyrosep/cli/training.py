@@ -39,6 +39,7 @@ from pyrosep.cli.options import (
     write_json,
 )
 from pyrosep.errors import ConfigurationError
+from pyrosep.training.settings import PRESETS, TrainingSettings
 
 Data = Annotated[
     list[str],
@@ -127,10 +128,10 @@ def train_flowavenet_command(
     sample_rate: SampleRate = None,
     frame: Frame = 2048,
     size: Annotated[str, typer.Option(help="Of the network: tiny, small or talk.")] = "small",
-    steps: Steps = 6000,
-    batch: Batch = 16,
-    learning_rate: LearningRate = 0.02,
-    optimizer: Optimizer = "muon",
+    steps: Steps = PRESETS["flowavenet"].steps,
+    batch: Batch = PRESETS["flowavenet"].batch,
+    learning_rate: LearningRate = PRESETS["flowavenet"].learning_rate,
+    optimizer: Optimizer = PRESETS["flowavenet"].optimizer,
     precision: Precision = "auto",
     sigma_min: SigmaMin = 0.01,
     sigma_max: SigmaMax = None,
@@ -144,8 +145,8 @@ def train_flowavenet_command(
     workers: Workers = 1,
     devices: Devices = 1,
     nodes: Nodes = 1,
-    validate_every: ValidateEvery = 500,
-    save_every: SaveEvery = 500,
+    validate_every: ValidateEvery = PRESETS["flowavenet"].validate_every,
+    save_every: SaveEvery = PRESETS["flowavenet"].save_every,
     gains: Level = "level",
     summary: Summary = "",
     overwrite: Anew = False,
@@ -165,6 +166,7 @@ def train_flowavenet_command(
         if schedule == "finetune" and (contrast or start):
             raise ConfigurationError("--contrast and --start go with --schedule continuous")
         settings = _settings(
+            "flowavenet",
             device,
             workers,
             steps=steps,
@@ -206,10 +208,10 @@ def train_continuousflow_command(
     sample_rate: SampleRate = None,
     frame: Frame = 2048,
     size: Annotated[str, typer.Option(help="Of the network: tiny, small, music or large.")] = "small",
-    steps: Steps = 6000,
-    batch: Batch = 32,
-    learning_rate: LearningRate = 0.01,
-    optimizer: Optimizer = "muon",
+    steps: Steps = PRESETS["continuousflow"].steps,
+    batch: Batch = PRESETS["continuousflow"].batch,
+    learning_rate: LearningRate = PRESETS["continuousflow"].learning_rate,
+    optimizer: Optimizer = PRESETS["continuousflow"].optimizer,
     precision: Precision = "auto",
     sigma_min: SigmaMin = 0.01,
     sigma_max: SigmaMax = None,
@@ -233,8 +235,8 @@ def train_continuousflow_command(
     workers: Workers = 1,
     devices: Devices = 1,
     nodes: Nodes = 1,
-    validate_every: ValidateEvery = 500,
-    save_every: SaveEvery = 500,
+    validate_every: ValidateEvery = PRESETS["continuousflow"].validate_every,
+    save_every: SaveEvery = PRESETS["continuousflow"].save_every,
     gains: Level = "level",
     summary: Summary = "",
     half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
@@ -259,6 +261,7 @@ def train_continuousflow_command(
                 "recordings, not toy data"
             )
         settings = _settings(
+            "continuousflow",
             device,
             workers,
             steps=steps,
@@ -292,10 +295,10 @@ def train_continuousflow_command(
         _train_all(job, sources, out, workers=workers, gains=gains, summary=summary, quiet=quiet, json_file=json_file)
 
 
-def _settings(device: str, workers: int, **options: Any) -> Any:
+def _settings(family: str, device: str, workers: int, **options: Any) -> TrainingSettings:
     if workers > 1 and options["devices"] * options["nodes"] > 1:
         raise ConfigurationError("--workers takes one device a source; use either it or --devices and --nodes")
-    return training_settings(device, **options)
+    return training_settings(PRESETS[family], device, **options)
 
 
 def _train_all(

@@ -17,6 +17,7 @@ from pyrosep.priors.continuousflow import ContinuousFlow
 from pyrosep.signal.spectra import periodogram
 from pyrosep.training.frames import LEVELS, Frames, highest_level, noised_frames
 from pyrosep.training.interference import HeardFrames, Interference
+from pyrosep.training.settings import PRESETS
 from pyrosep.training.trainer import Trainer
 
 __all__ = ["SPREAD", "denoising_loss", "interfered_batch", "noised_batch", "train_continuousflow", "training_levels"]
@@ -32,7 +33,7 @@ _ROWS = 16
 def train_continuousflow(
     frames: Frames,
     size: DenoiserSize | BandSize,
-    trainer: Trainer,
+    trainer: Trainer | None = None,
     *,
     sigma_min: float = 0.01,
     sigma_max: float | None = None,
@@ -45,7 +46,7 @@ def train_continuousflow(
     Arguments:
         frames: of the source.
         size: of the network.
-        trainer: with the settings, and a folder for checkpoints.
+        trainer: with the settings, and a folder for checkpoints; by default with the family's preset.
         sigma_min: lowest level.
         sigma_max: highest level; the source's root mean square times the square root of the frame by default.
         spread: of the levels trained on, see :func:`training_levels`.
@@ -61,6 +62,7 @@ def train_continuousflow(
     Raises:
         ConfigurationError: levels out of order, a start of another size, or interference for frames without others.
     """
+    trainer = Trainer(PRESETS["continuousflow"]) if trainer is None else trainer
     others = frames.draw_others
     if interference is not None and others is None:
         raise ConfigurationError("interference needs frames of other sources; give frames with draw_others")

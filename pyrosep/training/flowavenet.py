@@ -17,7 +17,7 @@ from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.signal.spectra import periodogram
 from pyrosep.training.frames import LEVELS, Frames, highest_level, noised_frames
-from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.settings import PRESETS, TrainingSettings
 from pyrosep.training.trainer import Trainer
 from pyrosep.zoo import load_priors, save_priors
 
@@ -30,7 +30,7 @@ _FIRST = 256
 def train_flowavenet(
     frames: Frames,
     size: FlowSize,
-    trainer: Trainer,
+    trainer: Trainer | None = None,
     *,
     sigma_min: float = 0.01,
     sigma_max: float | None = None,
@@ -55,7 +55,7 @@ def train_flowavenet(
     Arguments:
         frames: of the source.
         size: of the flow.
-        trainer: with the settings, and a folder for checkpoints.
+        trainer: with the settings, and a folder for checkpoints; by default with the family's preset.
         sigma_min: lowest level.
         sigma_max: highest level; the source's root mean square times the square root of the frame by default.
         score_weight, contrast: of the terms above.
@@ -69,6 +69,7 @@ def train_flowavenet(
         ConfigurationError: levels out of order, frames that the flow's stride does not divide, or a start of another
             size.
     """
+    trainer = Trainer(PRESETS["flowavenet"]) if trainer is None else trainer
     settings = trainer.settings
     network, top = _fresh(frames, size, settings, sigma_min, sigma_max, start)
 

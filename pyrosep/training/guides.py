@@ -20,7 +20,7 @@ from pyrosep.metrics import si_sdr, sounding
 from pyrosep.mixing import at_level, plate_nesting
 from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms
-from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.settings import PRESETS, TrainingSettings
 from pyrosep.training.trainer import Trainer, TrainingResult
 
 __all__ = ["OBJECTIVES", "fit_guide"]
@@ -67,7 +67,7 @@ def fit_guide(
         data: mixes to train on, for the ELBO: a tensor ``(mix, ..., time)``, a data set whose items are mixes or begin
             with one (what follows it is not looked at), or a function that draws so many by torch's generator.
         objective: see above.
-        trainer: with the settings, and a folder for checkpoints; a batch is one of mixes. By default its own defaults.
+        trainer: with the settings, and a folder for checkpoints; a batch is one of mixes. By default with the preset.
         stems: by source, a function that draws so many frames ``(count, time)`` of that source alone; for simulation.
         cuts: lengths in samples that simulated mixes are cut into, at random one of them or none in a step: for a guide
             that is to read frames of several lengths. Of a model in which a piece of a mix is the mix of the pieces.
@@ -104,7 +104,7 @@ def fit_guide(
         >>> sorted(result.history[-1])
         ['elbo', 'iwae', 'log_q', 'step']
     """
-    trainer = Trainer(label="guide") if trainer is None else trainer
+    trainer = Trainer(PRESETS["guide"], label="guide") if trainer is None else trainer
     settings = trainer.settings
     if objective not in OBJECTIVES:
         raise ConfigurationError(f"objective must be one of {OBJECTIVES}; got {objective!r}")

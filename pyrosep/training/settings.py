@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pyrosep.errors import ConfigurationError
 from pyrosep.nn.precision import check_precision
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "TrainingSettings"]
+__all__ = ["OPTIMIZERS", "PRESETS", "SCHEDULES", "TrainingSettings"]
 
 SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("adamw", "muon")
@@ -82,3 +82,21 @@ class TrainingSettings:
             return self.learning_rate * rising
         done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * rising * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
+
+
+#: What each kind of training takes where nobody says: priors of a family, priors together, and guides.
+PRESETS: dict[str, TrainingSettings] = {
+    "flowavenet": TrainingSettings(steps=6000, batch=16, learning_rate=0.02, optimizer="muon"),
+    "continuousflow": TrainingSettings(steps=6000, batch=32, learning_rate=0.01, optimizer="muon"),
+    "together": TrainingSettings(
+        steps=400,
+        batch=8,
+        learning_rate=0.004,
+        optimizer="muon",
+        warmup=20,
+        ema=0.99,
+        validate_every=100,
+        save_every=100,
+    ),
+    "guide": TrainingSettings(steps=3600, batch=16, learning_rate=0.012, optimizer="muon"),
+}

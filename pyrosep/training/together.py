@@ -16,6 +16,7 @@ from pyrosep.priors import ContinuousFlow
 from pyrosep.training.agreement import AgreeingFrames
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, training_levels
 from pyrosep.training.frames import Frames
+from pyrosep.training.settings import PRESETS
 from pyrosep.training.trainer import Trainer
 
 __all__ = ["train_together"]
@@ -33,7 +34,7 @@ _HELD_OUT, _ROWS = 16, 8
 def train_together(
     priors: Mapping[str, ContinuousFlow],
     frames: Mapping[str, Frames],
-    trainer: Trainer,
+    trainer: Trainer | None = None,
     *,
     presence: float = 0.8,
     agreement: float = 0.7,
@@ -60,7 +61,8 @@ def train_together(
         priors: by source, whose denoisers are filters that know interference; they are changed in place.
         frames: of each source, by the same names, of the priors' length or longer: what they are longer by is room in
             which frames that agree are shifted.
-        trainer: with the settings, and a folder for checkpoints; a batch is so many mixes.
+        trainer: with the settings, and a folder for checkpoints; a batch is so many mixes. By default with
+            the preset.
         presence: the chance of a source to be in a mix.
         agreement: the chance of a mix to be of frames that agree.
         alone: frames of each source alone, for each mix.
@@ -73,6 +75,7 @@ def train_together(
     Raises:
         ConfigurationError: priors that it is not for, or frames of other sources.
     """
+    trainer = Trainer(PRESETS["together"]) if trainer is None else trainer
     if list(priors) != list(frames):
         raise ConfigurationError(f"expected frames of the sources {list(priors)}; got those of {list(frames)}")
     if strange := [name for name, prior in priors.items() if not prior.knows_interference]:

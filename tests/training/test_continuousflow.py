@@ -1,6 +1,7 @@
 """Training continuous flows: towards the exact denoiser, resumable, at the levels that are asked for."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -10,7 +11,7 @@ from pyrosep import ContinuousFlow
 from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.nn.denoiser import DENOISERS, Denoiser, DenoiserSize
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, train_continuousflow, training_levels
-from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.settings import PRESETS, TrainingSettings
 from pyrosep.training.trainer import Trainer
 
 # Lightning asks for worker processes, pytrees and the like.
@@ -134,3 +135,8 @@ def test_it_goes_on_from_another_prior(quick, gaussian_frames):
 def test_levels_out_of_order(quick, gaussian_frames):
     with pytest.raises(ConfigurationError, match=r"must rise from above 0; got 2\.0 to 1"):
         train_continuousflow(gaussian_frames(), TINY, Trainer(quick(), quiet=True), sigma_min=2.0, sigma_max=1.0)
+
+
+def test_without_a_trainer_the_preset_is_taken(monkeypatch, gaussian_frames):
+    monkeypatch.setitem(PRESETS, "continuousflow", replace(PRESETS["continuousflow"], steps=2, batch=3))
+    assert train_continuousflow(gaussian_frames(), TINY)[1]["steps"] == 2
