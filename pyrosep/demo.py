@@ -162,7 +162,7 @@ def run_song_demo(
     *,
     settings: Settings | None = None,
     device: str = "cpu",
-    progress: Callable[[int, int], Any] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Separate a real song that the priors have never heard, by chains from their guide.
 

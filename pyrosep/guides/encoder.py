@@ -22,7 +22,7 @@ from pyrosep.nn.encoders import Encoders
 from pyrosep.nn.refining import UNetSize
 from pyrosep.priors import SourcePrior
 
-__all__ = ["EncoderGuide"]
+__all__ = ["EncoderGuide", "error_level_of"]
 
 #: Gains of the mix by the values of the heads' sites.
 GainsOf = Callable[[dict[str, Tensor]], Tensor]
@@ -311,7 +311,7 @@ class EncoderGuide(PyroModule):
 
     def error_level(self, mix: Tensor) -> Tensor:
         """How far the guide's sources are off by its own deviations, rms of a sample: the batch shape of the mix."""
-        return self.moments(mix)[1].double().square().mean((-1, -2)).sqrt()
+        return error_level_of(self.moments(mix)[1])
 
     def _projection(self, mix: Tensor, mean: Tensor, scale: Tensor, values: dict[str, Tensor]) -> Projection | None:
         gains = self._gains_by(values)
@@ -387,3 +387,8 @@ class EncoderGuide(PyroModule):
             channels=config["channels"],
             heads=heads,
         )
+
+
+def error_level_of(deviation: Tensor) -> Tensor:
+    """Rms over samples and sources of deviations ``(..., source, time)``: the noise level that hides such errors."""
+    return deviation.double().square().mean((-1, -2)).sqrt()

@@ -71,9 +71,9 @@ class _Sampled(Method):
     def _search(self, problem: Problem) -> AnnealedSearch | None:
         """Where chains start; ``None`` for the mix or the guide itself."""
 
-    @abstractmethod
     def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
         """What moves the chains then; ``None`` where the search's end is the draw."""
+        return MALA(model, preconditioner=None) if self.draws > 1 else None
 
     def _start(self, problem: Problem) -> Any:
         if not self.guided:
@@ -193,9 +193,6 @@ class LocalSearch(_Sampled):
     def _search(self, problem: Problem) -> AnnealedSearch:
         return AnnealedSearch(self.ladder, "local", self._start(problem), redraws=0)
 
-    def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
-        return MALA(model, preconditioner=None) if self.draws > 1 else None
-
     def posterior(self, problem: Problem) -> Estimate:
         samples, summaries = self._samples(problem)
         more = guide_moments(problem)[1].square() if self.guided else None
@@ -232,9 +229,6 @@ class SharedDescent(_Sampled):
             level[guided:] = math.inf
             level = level.flatten()
         return AnnealedSearch(self.ladder, DescentMoves(), self._start(problem), level)
-
-    def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
-        return MALA(model, preconditioner=None) if self.draws > 1 else None
 
     def posterior(self, problem: Problem) -> Estimate:
         samples, summaries = self._samples(problem)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.guides import EncoderGuide
+from pyrosep.guides.encoder import error_level_of
 from pyrosep.infer import seeded
 from pyrosep.separation.problem import Estimate, Method, Problem
 from pyrosep.zoo import PriorSet
@@ -78,7 +79,7 @@ class GuideStart:
 
     def error_level(self, mix: Tensor) -> Tensor:
         """How far the sources are off by the guide's deviations, rms of a sample: the batch shape of the mix."""
-        return self.moments(mix)[1].double().square().mean((-1, -2)).sqrt()
+        return error_level_of(self.moments(mix)[1])
 
     def moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
         mean, deviation = self.guide.moments(mix / self.level)

@@ -41,17 +41,22 @@ every_coupling = pytest.mark.parametrize("coupling", GENERAL)
 # --- the distribution --------------------------------------------------------------------------------------------
 
 
+def posterior_agrees(linear, mcmc, mean_agrees):
+    """Mean and covariance of the chains' last states are the posterior's."""
+    draws = linear.flat(mcmc.run(linear.mix).get_samples())
+    mean_agrees(draws, linear.mean)
+    deviation = draws - linear.mean
+    upper = torch.triu_indices(16, 16)
+    mean_agrees(deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]])
+
+
 @every
 @pytest.mark.parametrize("sweep_every", [0, 3])
 def test_chains_that_start_from_a_search_are_exact(linear, search, sweep_every, mean_agrees):
     """Last states of 2500 chains against the posterior; what the search found is forgotten in 100 steps."""
     kernel = GibbsMALA(linear.model, sweep_every=sweep_every)
     mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=60, thinning=40, num_chains=2500, init=search, seed=0)
-    draws = linear.flat(mcmc.run(linear.mix).get_samples())
-    mean_agrees(draws, linear.mean)
-    deviation = draws - linear.mean
-    upper = torch.triu_indices(16, 16)
-    mean_agrees(deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]])
+    posterior_agrees(linear, mcmc, mean_agrees)
 
 
 def test_sweeps_alone_give_the_posterior(linear, mean_agrees):
@@ -59,11 +64,7 @@ def test_sweeps_alone_give_the_posterior(linear, mean_agrees):
     kernel = GibbsMALA(linear.model, 1e-12, sweep_every=1, adapt_step_size=False)
     start = {"a": torch.full((8,), 3.0), "b": torch.full((8,), 3.0)}
     mcmc = LangevinMCMC(kernel, num_samples=1, warmup_steps=0, thinning=60, num_chains=2500, init=start, seed=0)
-    draws = linear.flat(mcmc.run(linear.mix).get_samples())
-    mean_agrees(draws, linear.mean)
-    deviation = draws - linear.mean
-    upper = torch.triu_indices(16, 16)
-    mean_agrees(deviation[:, upper[0]] * deviation[:, upper[1]], linear.covariance[upper[0], upper[1]])
+    posterior_agrees(linear, mcmc, mean_agrees)
 
 
 @every_coupling
