@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 HEAVY = [
     "arviz",
@@ -33,6 +36,26 @@ def test_import_leaves_the_heavy_packages_alone():
     done = run(f"import sys, pyrosep; print([name for name in {HEAVY} if name in sys.modules])")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_torch_is_imported_when_it_is_first_needed():
+    done = run("import sys, pyrosep; print('torch' in sys.modules, pyrosep.MALA.__name__, 'torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "MALA", "True"]
+
+
+def test_names_are_where_type_checkers_find_them():
+    """What is imported for type checkers alone is what is imported on first use, and all of it is public."""
+    import ast
+
+    import pyrosep
+
+    (checked,) = (node for node in ast.parse(Path(pyrosep.__file__).read_text()).body if isinstance(node, ast.If))
+    homes = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert homes == pyrosep._HOME
+    assert {*homes, "__version__"} == set(pyrosep.__all__) <= set(dir(pyrosep))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pyrosep.nothing
 
 
 def test_works_where_torchaudio_can_not_be_imported():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
+from pyrosep.interruption import leave_signals_to_parent
+
 __all__ = ["mapped"]
 
 Task = TypeVar("Task")
@@ -29,7 +31,12 @@ def mapped(
 
     # Started afresh: a forked copy of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1 if fresh else None) as pool:
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=leave_signals_to_parent,
+        max_tasks_per_child=1 if fresh else None,
+    ) as pool:
         futures = {pool.submit(function, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
