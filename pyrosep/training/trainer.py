@@ -6,6 +6,7 @@ was stopped and resumed ends where one that was not does: on a CPU, bit for bit.
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -234,9 +235,15 @@ class Trainer:
             "history": result.history,
             "skipped": result.skipped,
         }
+        # By way of memory: torch has errors of its own where a disk is full, that do not say so.
+        encoded = io.BytesIO()
+        torch.save(state, encoded)
         beside = self.folder / f".{CHECKPOINT}.part"
-        torch.save(state, beside)
-        beside.replace(self.folder / CHECKPOINT)
+        try:
+            beside.write_bytes(encoded.getbuffer())
+            beside.replace(self.folder / CHECKPOINT)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def _load(
         self,

@@ -257,3 +257,20 @@ def test_two_processes_on_a_cpu_do_what_one_does(tmp_path):
     assert [found[1][:2], found[2][:2]] == [[4, 1], [2, 2]]
     # Sums in another order, single precision, through a dozen steps of Adam.
     torch.testing.assert_close(torch.tensor(found[2][2]), torch.tensor(found[1][2]), rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_on_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    """The one before is kept, and nothing half-written is left."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(Trainer, "_writer", lambda self, step: None)  # whose thread would run out of space first
+    fitted(tmp_path, until=4)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fitted(tmp_path, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
