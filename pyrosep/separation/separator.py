@@ -22,7 +22,7 @@ from pyrosep.separation.settings import Settings
 from pyrosep.signal.windows import cross_fade, windows_of
 from pyrosep.zoo import PriorSet
 
-__all__ = ["Hearing", "Separation", "Separator", "Stream", "separate"]
+__all__ = ["Framing", "Hearing", "Separation", "Separator", "Stream", "separate"]
 
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
 #: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
@@ -67,6 +67,31 @@ class Hearing:
     level: float
     gains: Tensor
     noise: float
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a track is cut into windows.
+
+    Attributes:
+        window: samples of the track in a window.
+        overlap: samples that a window has in common with the next.
+        priors: for frames of a window's length, at their own rate.
+    """
+
+    window: int
+    overlap: int
+    priors: PriorSet
+
+    @property
+    def hop(self) -> int:
+        """Samples of the track from one window to the next."""
+        return self.window - self.overlap
+
+    @property
+    def frame(self) -> int:
+        """Samples in a window at the priors' rate."""
+        return self.priors.time
 
 
 def separate(
@@ -184,6 +209,32 @@ class Separator:
 
     # --- second pass ------------------------------------------------------------------------------------------
 
+    def framing(self, samples: int) -> Framing:
+        """How a track of so many samples is cut: into windows of :attr:`window`, a shorter one into one of its own.
+
+        What a prior hears past the end of a track it takes for sound, so that no window reaches past it. Where the
+        priors take no frame as long as a short track, it is cut into windows of the longest frame that they do take.
+
+        Raises:
+            ConfigurationError: the track is shorter than any frame that the priors take.
+        """
+        if samples >= self.window:
+            return Framing(self.window, self.overlap, self.priors)
+        longest = math.ceil(samples * self.model_rate / self.sample_rate)
+        refusal: ConfigurationError | None = None
+        for frame in range(longest, 0, -1):
+            try:
+                priors = self.priors.frame(frame)
+            except ConfigurationError as error:
+                refusal = refusal or error
+                continue
+            window = samples if frame == longest else math.floor(frame * self.sample_rate / self.model_rate + 1e-6)
+            return Framing(window, round(self.settings.overlap * window), priors)
+        raise ConfigurationError(
+            f"a track of {samples} samples is too short for these priors: {refusal}; take other priors, or join it "
+            "with what comes after it"
+        )
+
     def stream(self, windows: Iterable[Tensor], hearing: Hearing) -> Stream:
         """The sources of a track.
 
@@ -198,12 +249,17 @@ class Stream:
     """The sources of one track, as they are found: an iterator over consecutive blocks.
 
     A block is ``(2 + keep, source, channel, time)``: mean, standard deviation and draws.
+
+    Attributes:
+        framing: how the track is cut. The last window ends where the track ends, and has more in common with the one
+            before than the others have.
     """
 
     def __init__(self, separator: Separator, windows: Iterable[Tensor], hearing: Hearing) -> None:
         self._separator, self._hearing = separator, hearing
+        self.framing = separator.framing(hearing.samples)
         self._parts: list[dict[str, np.ndarray]] = []
-        self._blocks = cross_fade(self._separated(windows), separator.overlap)
+        self._blocks = cross_fade(self._separated(self._cut(windows)), self.framing.overlap)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
@@ -217,35 +273,54 @@ class Stream:
             return {}
         return {name: np.concatenate([part[name] for part in self._parts], 2) for name in self._parts[0]}
 
+    def _cut(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The windows of the framing, of which the last may be shorter, from those of the separator."""
+        if self.framing.window == self._separator.window:
+            return iter(windows)
+        # The track is shorter than a window of the separator: there is one.
+        return (part for whole in windows for part in windows_of(whole, self.framing.window, self.framing.hop))
+
     def _separated(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
-        for number, batch in enumerate(self._batches(windows)):
-            lengths = [window.shape[-1] for window in batch]
-            mix = torch.stack([self._padded(window) for window in batch])
-            estimate = self._posterior(torch.stack([self._at_model_rate(window) for window in batch]), number)
+        for number, batch in enumerate(self._batches(self._filled(windows))):
+            mix = torch.stack([window for window, _ in batch])
+            estimate = self._posterior(self._at_model_rate(mix), number)
             found = torch.cat([estimate.mean.unsqueeze(0), estimate.draws])
             found = self._shared_residual(mix, self._at_track_rate(found), estimate.mean)
             stddev = torch.nn.functional.interpolate(
                 estimate.stddev.flatten(0, 2).unsqueeze(1),
-                self._separator.window,
+                self.framing.window,
                 mode="linear",
                 align_corners=False,
             ).reshape(found[0].shape)
-            for index, length in enumerate(lengths):
-                yield torch.stack([found[0, index], stddev[index], *found[1:, index]])[..., :length]
+            for index, (_, length) in enumerate(batch):
+                yield torch.stack([found[0, index], stddev[index], *found[1:, index]])[..., -length:]
 
-    def _batches(self, windows: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        own, windows = self._separator, iter(windows)
+    def _filled(self, windows: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
+        """Windows of full length, each with how many samples at its end are its own.
+
+        A shorter one, the last, gets what comes before it in the track.
+        """
+        before: Tensor | None = None
         for window in windows:
-            values = own.method.states * window.shape[0] * len(own.names) * own.frame
+            whole = window
+            if before is not None and window.shape[-1] < self.framing.window:
+                whole = torch.cat([before[..., : self.framing.hop], window], -1)[..., -self.framing.window :]
+            yield whole, window.shape[-1]
+            before = whole
+
+    def _batches(self, windows: Iterator[tuple[Tensor, int]]) -> Iterator[list[tuple[Tensor, int]]]:
+        own = self._separator
+        for first in windows:
+            values = own.method.states * first[0].shape[0] * len(own.names) * self.framing.frame
             size = max(1, _BATCH_VALUES[own.priors.device.type] // values)
-            yield [window, *itertools.islice(windows, size - 1)]
+            yield [first, *itertools.islice(windows, size - 1)]
 
     def _posterior(self, mix: Tensor, number: int) -> Estimate:
         own = self._separator
         estimate = own.method.posterior(
             Problem(
                 mix.to(own.priors.device),
-                own.priors,
+                self.framing.priors,
                 self._hearing.gains,
                 self._hearing.noise,
                 own.settings.keep,
@@ -259,18 +334,16 @@ class Stream:
 
     # --- rates ------------------------------------------------------------------------------------------------
 
-    def _padded(self, window: Tensor) -> Tensor:
-        return torch.nn.functional.pad(window, (0, self._separator.window - window.shape[-1]))
-
-    def _at_model_rate(self, window: Tensor) -> Tensor:
-        """A window of the track, padded to full length, at the priors' rate: ``(channel, frame)``."""
-        own = self._separator
-        return audio.resample(self._padded(window), own.sample_rate, own.model_rate)[..., : own.frame]
+    def _at_model_rate(self, windows: Tensor) -> Tensor:
+        """Windows of the track at the priors' rate: ``(..., channel, frame)``."""
+        return audio.resample(windows, self._separator.sample_rate, self._separator.model_rate)[
+            ..., : self.framing.frame
+        ]
 
     def _at_track_rate(self, sources: Tensor) -> Tensor:
-        own = self._separator
-        resampled = audio.resample(sources, own.model_rate, own.sample_rate)[..., : own.window]
-        return torch.nn.functional.pad(resampled, (0, own.window - resampled.shape[-1]))
+        own, window = self._separator, self.framing.window
+        resampled = audio.resample(sources, own.model_rate, own.sample_rate)[..., :window]
+        return torch.nn.functional.pad(resampled, (0, window - resampled.shape[-1]))
 
     @staticmethod
     def _shared_residual(mix: Tensor, found: Tensor, mean: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def audio_summaries(
     power[..., 1 : (time + 1) // 2] *= 2
     frequency = np.fft.rfftfreq(time, 1 / sample_rate)
     edges = np.searchsorted(frequency, [edge for edge in BAND_EDGES if edge < sample_rate / 2])
+    edges = np.minimum(edges, len(frequency) - 1)  # a frame of one sample has one frequency
     bands = np.add.reduceat(power, edges, axis=-1)
     directions = np.random.default_rng(seed).standard_normal((projections, time))
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)

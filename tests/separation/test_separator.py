@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosep import ContinuousFlow, EncoderGuide, GaussianPrior, OscillatorPrior
+from pyrosep import ContinuousFlow, EncoderGuide, FloWaveNet, GaussianPrior, OscillatorPrior
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.nn.refining import UNetSize
-from pyrosep.separation import LocalSearch, Separator, Settings, SharedDescent, choose_method, separate
+from pyrosep.priors.flowavenet import FloWaveNetwork, FlowSize
+from pyrosep.separation import LocalSearch, Separator, Settings, SharedDescent, Wiener, choose_method, separate
 from pyrosep.separation.chains import mode_weights
 from pyrosep.signal.windows import windows_of
 from pyrosep.zoo import PriorSet
@@ -119,6 +120,70 @@ def test_priors_without_a_rate_take_the_tracks():
     mix = noise(1, 2 * FRAME)
     expected = separate(mix, RATE, gaussians(), EXACT)
     torch.testing.assert_close(separate(mix, RATE, priors, EXACT).mean, expected.mean)
+
+
+# Short tracks and last windows
+
+
+@pytest.mark.parametrize("settings", [EXACT, replace(CHAINS, keep=2)], ids=["exact", "langevin"])
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_a_short_track_has_a_frame_of_its_own_length(settings, rate):
+    """What is not there is no silence that the priors would have to explain."""
+    mix, settings = noise(1, 300), replace(settings, gains=(0.3, 2.0, 0.5))
+    found = separate(mix, rate, gaussians(), settings)
+    asked = separate(mix, rate, gaussians(), replace(settings, segment=300 / rate))
+    for what in ("mean", "stddev", "draws"):
+        assert torch.equal(getattr(found, what), getattr(asked, what))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("length", [FRAME + 1, FRAME + 200, 2 * FRAME, 3 * FRAME + 17])
+def test_the_last_window_ends_where_the_track_ends(overlap, length, monkeypatch):
+    heard = []
+    posterior = Wiener.posterior
+    monkeypatch.setattr(Wiener, "posterior", lambda self, problem: heard.append(problem) or posterior(self, problem))
+    mix, settings = noise(2, length), replace(EXACT, overlap=overlap)
+    found = separate(mix, RATE, gaussians(), settings)
+    windows = torch.cat([problem.mix for problem in heard])
+    hop = FRAME - round(overlap * FRAME)
+    starts = [min(start, length - FRAME) for start in range(0, length - FRAME + hop, hop)]
+    assert torch.equal(windows, torch.stack([mix[:, start : start + FRAME] for start in starts]))
+    last = separate(mix[:, -FRAME:], RATE, gaussians(), replace(settings, gains=found.gains.tolist()))
+    own = length - (len(starts) - 1) * hop - round(overlap * FRAME)  # samples that no other window has a say in
+    # The level of the noise, 60 dB below, is that of the whole track.
+    torch.testing.assert_close(found.mean[..., -own:], last.mean[..., -own:], rtol=0, atol=1e-3 * 0.1)
+
+
+def test_priors_that_take_some_frames_alone_cut_a_short_track():
+    """Into overlapping windows of the longest frame that they take; none reaches past the end."""
+    size = FlowSize(squeeze=(4, 2), flows=(2, 2), layers=(2, 2), width=(8, 8), features=8)
+    flows = {
+        name: FloWaveNet(FloWaveNetwork(size, torch.ones(9)), FRAME, sigma_min=0.05, sample_rate=RATE) for name in "ab"
+    }
+    separator = Separator(flows, RATE)
+    for samples, window in ((8, 8), (63, 56), (64, 64), (FRAME - 1, FRAME - 8), (FRAME, FRAME), (2 * FRAME, FRAME)):
+        framing = separator.framing(samples)
+        assert (framing.window, framing.frame, framing.priors.time) == (window, window, window)
+        assert framing.overlap == round(0.25 * window)
+    assert Separator(flows, 8000).framing(63).window == 60  # 120 samples at the priors' rate
+    with pytest.raises(ConfigurationError, match=r"a track of 7 samples is too short for these priors: .* multiple of"):
+        separator.framing(7)
+    mix, settings = noise(1, 63), Settings(chains=2, draws=2, warmup=0, coupling="noisy", ladder=2, redraws=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*did not move")
+        found = separate(mix, RATE, flows, settings)
+    assert found.mean.shape == (2, 1, 63)
+    assert found.summaries["lp"].shape[2:] == (2, 1)
+    assert db(found.mean.sum(0) - mix, mix) < -100
+
+
+def test_a_short_toy_track_is_found():
+    """A quarter of the frame: with silence beyond it, no period of a wave would fit."""
+    priors = toy(frame=1024)
+    mix, truth = toy_mix(toy(frame=256))
+    settings = Settings(chains=4, draws=4, warmup=10, gains="mean")
+    found = separate(mix, priors["saw"].sample_rate, priors, settings)
+    assert db(found.mean[:, 0] - truth, truth) < -20
 
 
 # The exact method
