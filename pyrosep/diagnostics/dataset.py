@@ -12,7 +12,12 @@ from pyrosep.signal.summaries import BAND_EDGES, audio_summaries
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["summary_dataset"]
+__all__ = ["AXES", "SUMMARIES", "summary_dataset"]
+
+#: What is said of every draw, each a variable beside the sites' own.
+SUMMARIES = ("energy_db", "band_db", "projection", "lp", "residual")
+#: The axes that draws and summaries have; ``sources`` is what has all sources together.
+AXES = ("chain", "draw", "source", "time", "band", "direction", "window", "channel")
 
 
 def summary_dataset(idata: PosteriorData) -> xarray.Dataset:

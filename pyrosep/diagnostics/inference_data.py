@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from pyrosep.diagnostics import arviz_versions
 from pyrosep.diagnostics.arviz_versions import PosteriorData
+from pyrosep.diagnostics.dataset import AXES, SUMMARIES
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.infer import LangevinMCMC, Potential
 
@@ -43,7 +46,8 @@ def to_inference_data(
         truth: the true sources, where they are known.
         dims: names for the axes of other sites, as ArviZ takes them, e.g. ``{"gains": ["source"]}``.
 
-    Chains that were stopped are left out; the ``chain`` coordinate keeps the numbers of the others.
+    Chains that were stopped are left out; the ``chain`` coordinate keeps the numbers of the others. A site whose name
+    is that of an axis or a summary, or can't stand in a file (``/``), gets another one, and a warning says which.
     """
     if isinstance(mcmc, LangevinMCMC) and not hasattr(mcmc, "potential"):
         raise ConfigurationError("expected a run; call mcmc.run(...) first")
@@ -58,11 +62,14 @@ def to_inference_data(
     while stacked.ndim > 4 and stacked.shape[2] == 1:  # Pyro's empty plate axes
         stacked = stacked.squeeze(2)
     posterior: dict[str, np.ndarray] = {"sources": stacked.numpy()}
-    posterior |= {name: value.numpy() for name, value in draws.items() if name not in names}
     batch = [f"plate_{axis}" for axis in range(stacked.ndim - 4)]
+    others = [name for name in draws if name not in names]
+    axes = {axis for given in (dims or {}).values() for axis in given} | {*AXES, *batch}
+    called = _variable_names([*others, *potential.observed], axes | {*SUMMARIES, "sources", "truth", "sample_rate"})
+    posterior |= {called[name]: draws[name].numpy() for name in others}
     all_dims: dict[str, list[str]] = {"sources": [*batch, "source", "time"]}
-    all_dims |= {name: list(axes) for name, axes in (dims or {}).items()}
-    observed = {name: value.cpu().numpy() for name, value in potential.observed.items()}
+    all_dims |= {called.get(name, name): list(own) for name, own in (dims or {}).items()}
+    observed = {called[name]: value.cpu().numpy() for name, value in potential.observed.items()}
     for name, value in observed.items():
         if value.ndim and value.shape[-1] == prior.time:
             all_dims[name] = [*(f"{name}_axis_{axis}" for axis in range(value.ndim - 1)), "time"]
@@ -81,6 +88,28 @@ def to_inference_data(
         dims=all_dims,
         attrs={"inference_library": "pyrosep"},
     )
+
+
+def _variable_names(sites: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """What sites are called beside axes and summaries, which are taken: their own names wherever that can be."""
+    sites = list(sites)
+    used = {*taken, *(f"{name}_{kind}_{axis}" for name in sites for kind in ("dim", "axis") for axis in range(8))}
+    called: dict[str, str] = {}
+    for site in sites:
+        plain = re.sub(r"[/\x00-\x1f]", "_", site).strip()
+        name = plain if plain.strip(".") else f"site{plain}"
+        while name in used or (name != site and name in sites):
+            name += "_"
+        used.add(name)
+        called[site] = name
+    if changed := {site: name for site, name in called.items() if site != name}:
+        told = ", ".join(f"{site!r} is {name!r}" for site, name in changed.items())
+        warnings.warn(
+            f"some sites have names that axes or summaries of a posterior have, or that no file can hold; there {told}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return called
 
 
 def _potential(mcmc: AbstractMCMC) -> Potential:

@@ -97,6 +97,51 @@ def test_sources_in_a_plate(priors):
     assert idata.posterior["sources"].shape == (3, 6, 2, 2, TIME)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("time", "source", "chain", "draw", "band", "window"),
+        *("lp", "residual", "energy_db", "band_db", "projection"),
+        *("sources", "truth", "a/b", "../x", "..", "gains_dim_0"),
+    ],
+)
+def test_sites_with_names_that_are_taken_get_others(priors, name, tmp_path):
+    """Nothing is left out, and nothing is overwritten: draws, summaries and the file have all of it."""
+
+    def model(mix):
+        level = pyro.sample(name, dist.Normal(0.0, 1.0))
+        gains = pyro.sample("gains", dist.Normal(torch.ones(2), 0.1).to_event(1))
+        sources = torch.stack([pyro.sample(source, prior) for source, prior in priors.items()], -2)
+        mean = (gains.unsqueeze(-1) * sources).sum(-2) + level.unsqueeze(-1)
+        pyro.sample("mix", dist.Normal(mean, 0.3).to_event(1), obs=mix)
+
+    mcmc = run(model, torch.randn(TIME))
+    with pytest.warns(UserWarning, match=re.escape(f"{name!r} is ")) as told:
+        idata = to_inference_data(mcmc, truth=torch.zeros(2, TIME))
+    (other,) = re.findall(r"is '([^']+)'$", str(told[0].message))
+    read = read_netcdf(write_netcdf(idata, tmp_path / "posterior.nc"))
+    assert set(group(read, "posterior").data_vars) == {"sources", "gains", other}
+    np.testing.assert_array_equal(group(read, "posterior")[other], mcmc.get_samples(group_by_chain=True)[name])
+    np.testing.assert_array_equal(group(read, "sample_stats")["lp"], mcmc.sample_stats()["lp"])
+    table = summarize(read)
+    assert table.loc[other, "mean"] == pytest.approx(float(mcmc.get_samples()[name].mean()), rel=1e-4, abs=1e-6)
+    assert table.loc["lp", "mean"] == pytest.approx(float(mcmc.sample_stats()["lp"].mean()))
+
+
+def test_two_sites_that_would_get_one_name(priors):
+    def model(mix):
+        values = [pyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("a/b", "a_b", "a_b_")]
+        source = pyro.sample("bass", priors["bass"])
+        pyro.sample("time", dist.Normal(source + sum(values).unsqueeze(-1), 0.3).to_event(1), obs=mix)
+
+    mcmc = run(model, torch.randn(TIME))
+    with pytest.warns(UserWarning, match="'a/b' is 'a_b__', 'time' is 'time_'"):
+        idata = to_inference_data(mcmc)
+    for site, name in (("a/b", "a_b__"), ("a_b", "a_b"), ("a_b_", "a_b_")):
+        np.testing.assert_array_equal(idata.posterior[name], mcmc.get_samples(group_by_chain=True)[site])
+    assert idata.observed_data["time_"].dims == ("time",)
+
+
 def test_stopped_chains_are_left_out(priors):
     def quartic(mix):
         source = pyro.sample("bass", priors["bass"])
