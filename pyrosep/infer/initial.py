@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -122,16 +123,22 @@ def _equal_sources(potential: Potential, observed: str, mix: Tensor) -> Values:
         start = mix.to(like).expand(like.shape)
     except RuntimeError:
         start = mix.mean(tuple(range(mix.ndim - 1))).to(like).expand(like.shape)
-    scale: Tensor | float = 1.0
+    scale: Tensor | float = 1.0  # of a mix of nothing but zeros, and of an observation without a middle
     with torch.no_grad():
         trace = potential.run(potential.placeholder | dict.fromkeys(sources, start))
-        fn, value = trace.nodes[observed]["fn"], trace.nodes[observed]["value"]
-        try:
-            expected = fn.mean
-            scale = (value * expected).sum() / expected.square().sum()
-        except (AttributeError, NotImplementedError):
-            pass  # an observation without a mean: the mix itself will do
+        expected, value = _middle(trace.nodes[observed]["fn"]), trace.nodes[observed]["value"]
+        if expected is not None and bool((power := expected.square().sum()) > 0):
+            scale = (value * expected).sum() / power
     return dict.fromkeys(sources, scale * start)
+
+
+def _middle(fn: Any) -> Tensor | None:
+    """The mean of a distribution or, of one that has none, its mode; ``None`` where it has neither."""
+    for name in ("mean", "mode"):
+        with contextlib.suppress(AttributeError, NotImplementedError):
+            if bool((value := getattr(fn, name)).isfinite().all()):
+                return value
+    return None
 
 
 def _from_guide(potential: Potential, guide: Callable[..., Any]) -> Values:

@@ -13,7 +13,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from pyrosep.errors import DivergenceError, InitializationError
+from pyrosep.errors import ConfigurationError, DivergenceError, InitializationError
 from pyrosep.infer.initial import Initial, initial_values
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner, make_preconditioner
@@ -129,6 +129,8 @@ class LangevinKernel(MCMCKernel):
         return report
 
     def diagnostics(self) -> dict[str, Any]:
+        if not hasattr(self, "state"):
+            raise ConfigurationError("expected a kernel that has run; call run(...) of its MCMC first")
         return {
             "acceptance rate": float(self.mean_accept_prob),
             "step size": self.step_size,

@@ -19,7 +19,7 @@ from pyrosep.infer.initial import Initial, initial_values
 from pyrosep.infer.kernel import LangevinKernel
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.search.annealed import AnnealedSearch, Found
-from pyrosep.infer.seeding import seeded
+from pyrosep.infer.seeding import as_usual, seeded
 
 __all__ = ["ChainWarning", "LangevinMCMC"]
 
@@ -102,6 +102,8 @@ class LangevinMCMC(AbstractMCMC):
         self.init = kernel.default_init if init is None else init
         #: What the search found that ``init`` was; ``None`` without one.
         self.found: Found | None = None
+        self._draws: Values = {}
+        self._stats: dict[str, Tensor] = {}
         self.seed = seed
         self.check = check
         self.hook_fn = hook_fn
@@ -110,13 +112,16 @@ class LangevinMCMC(AbstractMCMC):
     def run(self, *args: Any, **kwargs: Any) -> Self:
         """Run the chains on the model called with these arguments.
 
+        Other threads that run chains or separate wait meanwhile.
+
         Raises:
             ShapeError, LeakError: the model is not written for a batch of chains.
             InitializationError: there is no finite energy at the start.
             DivergenceError: every chain has diverged.
         """
+        self._draws, self._stats = {}, {}  # what a run that fails leaves is not another run's
         with seeded(self.seed):
-            self._run(args, kwargs)
+            self._run(as_usual(args), as_usual(kwargs))
         self._report()
         return self
 
@@ -134,15 +139,16 @@ class LangevinMCMC(AbstractMCMC):
         kernel.start(potential, self.warmup_steps, z)
         self.potential = potential
         self._run_stage("Warmup", self.warmup_steps)
-        self._draws = {
+        draws = {
             name: torch.empty(self.num_chains, self.num_samples, *value.shape[1:], dtype=value.dtype)
             for name, value in potential.constrain(kernel.state.z).items()
         }
-        self._stats = {
+        stats = {
             name: torch.full((self.num_chains, self.num_samples), float("nan"), dtype=torch.float64)
             for name in ("lp", "acceptance_rate", "step_size", "residual")
         }
-        self._run_stage("Sample", self.num_samples * self.thinning, self._keep)
+        self._run_stage("Sample", self.num_samples * self.thinning, partial(self._keep, draws, stats))
+        self._draws, self._stats = draws, stats
 
     def _bar(self, stage: str, steps: int) -> Any:
         quiet = True if self.disable_progbar else None  # None: off where there is no terminal
@@ -162,16 +168,16 @@ class LangevinMCMC(AbstractMCMC):
                     bar.set_postfix(kernel.logging(), refresh=False)
                 bar.update()
 
-    def _keep(self, draw: int) -> None:
+    def _keep(self, draws: Values, stats: dict[str, Tensor], draw: int) -> None:
         kernel = self.kernel
         for name, value in self.potential.constrain(kernel.state.z).items():
-            self._draws[name][:, draw] = value.to("cpu")
-        self._stats["lp"][:, draw] = -kernel.state.energy.to("cpu", torch.float64)
-        self._stats["acceptance_rate"][:, draw] = kernel.accept_prob.to("cpu", torch.float64)
-        self._stats["step_size"][:, draw] = kernel.step_sizes.to("cpu", torch.float64)
+            draws[name][:, draw] = value.to("cpu")
+        stats["lp"][:, draw] = -kernel.state.energy.to("cpu", torch.float64)
+        stats["acceptance_rate"][:, draw] = kernel.accept_prob.to("cpu", torch.float64)
+        stats["step_size"][:, draw] = kernel.step_sizes.to("cpu", torch.float64)
         residual = kernel.state.residual
         if residual is not None:
-            self._stats["residual"][:, draw] = residual.to("cpu", torch.float64)
+            stats["residual"][:, draw] = residual.to("cpu", torch.float64)
 
     def _report(self) -> None:
         for chain, reason in sorted(self.kernel.stopped.items()):
@@ -190,21 +196,31 @@ class LangevinMCMC(AbstractMCMC):
 
     # --- results ----------------------------------------------------------------------------------------------
 
+    def _check_run(self) -> None:
+        if not self._draws:
+            raise ConfigurationError("expected chains that have run to the end; call mcmc.run(...) first")
+
     @property
     def chains(self) -> list[int]:
         """Numbers of the chains that ran to the end."""
+        self._check_run()
         return [chain for chain in range(self.num_chains) if chain not in self.kernel.stopped]
 
     @property
     def stopped(self) -> dict[int, str]:
         """Chains that were stopped, and why."""
+        self._check_run()
         return dict(self.kernel.stopped)
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
         """Draws in the model's own space, on the host: ``(chains * draws, ...)``, or ``(chains, draws, ...)`` by chain.
 
         Chains that were stopped are left out. See :func:`pyro.infer.mcmc.util.select_samples`.
+
+        Raises:
+            ConfigurationError: the chains have not run; so do all other results.
         """
+        self._check_run()
         draws = {name: value[self.chains] for name, value in self._draws.items()}
         return select_samples(draws, num_samples, group_by_chain)
 
@@ -212,10 +228,12 @@ class LangevinMCMC(AbstractMCMC):
         """Of every draw ``(chains, draws)``: ``lp`` (log joint density in the unconstrained space, nats, without the
         sources whose priors have no density), ``acceptance_rate``, ``step_size``, and ``residual`` (relative; NaN for
         observations without a mean)."""
+        self._check_run()
         return {name: value[self.chains] for name, value in self._stats.items()}
 
     def diagnostics(self) -> dict[str, Any]:
         """Step size, acceptance and stopped chains; for R-hat and ESS see :func:`pyrosep.summarize`."""
+        self._check_run()
         return self.kernel.diagnostics() | {"stopped": self.stopped}
 
     def summary(self, prob: float = 0.9) -> None:

@@ -95,7 +95,7 @@ class Potential:
         self.batch_ndim = 0 if num_chains is None else 1
         #: Evaluations of the model with a gradient so far.
         self.num_gradients = 0
-        self._seen: list[tuple[Any, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
         with torch.no_grad(), _StandIns() as stand_ins:
             single = poutine.trace(model).get_trace(*args, **self.kwargs)
@@ -195,7 +195,11 @@ class Potential:
         values, log_volume = self._constrain(z)
         trace = self.run(values)
         energy = -self._log_joint(trace, without) + log_volume
-        self._seen = [(trace.nodes[name]["fn"], trace.nodes[name]["value"]) for name in self.observed]
+        # What the observations were expected to be, without the graph that it came by.
+        self._seen = []
+        for name in self.observed:
+            with contextlib.suppress(AttributeError, NotImplementedError):  # which have no mean
+                self._seen.append((trace.nodes[name]["fn"].mean.detach(), trace.nodes[name]["value"].detach()))
         return energy
 
     def value_and_grad(self, z: Values) -> tuple[Tensor, Values]:
@@ -241,11 +245,7 @@ class Potential:
         """
         error: Tensor | float = 0.0
         power: Tensor | float = 0.0
-        for fn, value in self._seen:
-            try:
-                mean = fn.mean.detach()
-            except (AttributeError, NotImplementedError):
-                continue
+        for mean, value in self._seen:
             shape = mean.shape[: self.batch_ndim]
             error = error + (value - mean).square().reshape(*shape, -1).mean(-1)
             power = power + value.expand(mean.shape).square().reshape(*shape, -1).mean(-1)

@@ -1,13 +1,15 @@
 """Many chains as one batch: where they start, what is kept, and what happens to those that fail."""
 
+import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrosep import MALA, SGLD, GaussianPrior, LangevinMCMC, OscillatorPrior, Potential
+from pyrosep import MALA, SGLD, AnnealedSearch, GaussianPrior, GibbsMALA, LangevinMCMC, OscillatorPrior, Potential
 from pyrosep.errors import ConfigurationError, DivergenceError, InitializationError, LeakError, ShapeError
 from pyrosep.infer import ChainWarning, initial_values
 from pyrosep.mixing import linear_mix, mean_mix, panned_mix, unknown_gains_mix
@@ -63,6 +65,29 @@ def test_from_a_stereo_mix(priors):
     along = draws["a"] @ direction
     torch.testing.assert_close(draws["a"], along.unsqueeze(-1) * direction)  # the same shape in every chain
     assert bool((draws["pans"].abs() < 1).all())
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda mean: dist.Normal(mean, 0.1),
+        lambda mean: dist.Cauchy(mean, 0.1),
+        lambda mean: dist.StudentT(1.0, mean, 0.1),
+        lambda mean: dist.StudentT(3.0, mean, 0.1),
+    ],
+    ids=["normal", "cauchy", "t1", "t3"],
+)
+def test_from_a_mix_of_any_noise_and_from_silence(priors, mix, noise):
+    """An observation without a mean has a mode; of silence, every source is silent."""
+
+    def model(mix):
+        total = sum(pyro.sample(name, prior) for name, prior in priors.items())
+        pyro.sample("mix", noise(total).to_event(1), obs=mix)
+
+    mixes = torch.stack([mix, torch.zeros(TIME), 2 * mix])
+    for given in (mixes, torch.zeros(3, TIME)):
+        z = initial_values(Potential(model, (given,), num_chains=3), "mix")
+        torch.testing.assert_close(z["b"], given / 3)
 
 
 def test_from_values(priors, mix):
@@ -216,6 +241,95 @@ def test_oscillators_on_their_own_mix():
         # The prior at this level is N(waveform, 0.05**2): of 64 samples, an rms of 0.1 (four times the variance) has a
         # probability below 1e-23.
         assert float(error.square().mean(-1).sqrt().max()) < 0.1
+
+
+# --- state of the whole process ----------------------------------------------------------------------------------
+
+
+def test_threads_take_turns(priors):
+    """Pyro's handlers are one stack for all threads: runs in several give what each gives alone."""
+    model, mixes = linear_mix(priors, noise=0.5), torch.randn(4, TIME)
+
+    def run(seed):
+        return LangevinMCMC(MALA(model), 15, 10, num_chains=2, seed=seed).run(mixes[seed]).get_samples()["a"]
+
+    alone = [run(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, range(4)))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_a_run_in_inference_mode_is_a_run(priors, mix):
+    model = linear_mix(priors, noise=0.5)
+
+    def run(mix, kernel=MALA):
+        return LangevinMCMC(kernel(model), 5, 5, num_chains=2, seed=3, init="mix").run(mix).get_samples()["a"]
+
+    expected = run(mix)
+    with torch.inference_mode():
+        assert torch.equal(run(mix), expected)
+        found = run(1.0 * mix)  # a tensor of inference mode
+        search = AnnealedSearch(3, redraws=1).run(model, 1.0 * mix, num_chains=2, seed=0).values()["a"]
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(found, expected)
+    assert torch.equal(search, AnnealedSearch(3, redraws=1).run(model, mix, num_chains=2, seed=0).values()["a"])
+    with torch.no_grad():
+        assert torch.equal(run(mix), expected)
+        assert not torch.is_grad_enabled()
+
+
+def test_priors_made_in_inference_mode_are_refused_by_name(mix):
+    with torch.inference_mode():
+        learned = OscillatorPrior("saw", TIME, 0.5, periods=(4,))
+        learned.sigma = learned.sigma.clone()
+
+        def model(mix):
+            level = pyro.sample("level", dist.LogNormal(0.0, 1.0))
+            source = pyro.sample("a", learned)
+            pyro.sample("mix", dist.Normal(level[..., None] * learned.sigma * source, 0.5).to_event(1), obs=mix)
+
+        with pytest.raises(
+            ConfigurationError, match=r"made inside of torch\.inference_mode\(\): make the priors outside"
+        ):
+            LangevinMCMC(MALA(model), 2, 2, num_chains=2).run(mix)
+
+
+@pytest.mark.parametrize("kernel", [SGLD, MALA, GibbsMALA])
+def test_copies(priors, mix, kernel):
+    """Before a run and after it: a copy has the same draws, and runs by itself."""
+    mcmc = LangevinMCMC(kernel(linear_mix(priors, noise=0.5)), 5, 5, num_chains=2, seed=3, init=AnnealedSearch(3))
+    before = copy.deepcopy(mcmc)
+    draws = mcmc.run(mix).get_samples()["a"]
+    after = copy.deepcopy(mcmc)
+    assert torch.equal(after.get_samples()["a"], draws)
+    assert torch.equal(after.potential.residual(), mcmc.potential.residual())
+    assert torch.equal(before.run(mix).get_samples()["a"], draws)
+    after.run(2 * mix)
+    assert torch.equal(mcmc.get_samples()["a"], draws)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_results_of_chains_that_have_not_run(priors, mix):
+    mcmc = LangevinMCMC(MALA(linear_mix(priors, noise=0.5)), 5, num_chains=2)
+    results = {
+        "get_samples": mcmc.get_samples,
+        "sample_stats": mcmc.sample_stats,
+        "diagnostics": mcmc.diagnostics,
+        "summary": mcmc.summary,
+        "chains": lambda: mcmc.chains,
+        "stopped": lambda: mcmc.stopped,
+    }
+    for result in (*results.values(), mcmc.kernel.diagnostics):
+        with pytest.raises(ConfigurationError, match=r"expected .* run.*; call .*run\(\.\.\.\)"):
+            result()
+    mcmc.run(mix)
+    for result in results.values():
+        result()
+    with pytest.raises(InitializationError):
+        mcmc.run(torch.full((TIME,), math.inf))
+    for result in results.values():  # and not those of the run before
+        with pytest.raises(ConfigurationError, match="expected chains that have run to the end"):
+            result()
 
 
 # --- chains that fail --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pyrosep.infer.search.ladder import check_ladder
 from pyrosep.infer.search.langevin import LangevinMoves
 from pyrosep.infer.search.noising import COUPLINGS
 from pyrosep.infer.search.sweeps import SweepMoves
-from pyrosep.infer.seeding import seeded
+from pyrosep.infer.seeding import as_usual, seeded
 
 __all__ = ["AnnealedSearch", "Found", "moves_named"]
 
@@ -135,7 +135,7 @@ class AnnealedSearch(Start):
         alone, and the caller's random state is left as it was.
         """
         with seeded(seed):
-            return self.find(Potential(model, args, kwargs, num_chains=num_chains))
+            return self.find(Potential(model, as_usual(args), as_usual(kwargs), num_chains=num_chains))
 
     def initial_params(self, model: Callable[..., Any], *args: Any, seed: int | None = None, **kwargs: Any) -> Values:
         """A start for one chain of stock Pyro, unconstrained.
@@ -143,7 +143,7 @@ class AnnealedSearch(Start):
         ``MCMC(NUTS(model), initial_params=search.initial_params(model, mix), ...).run(mix)``
         """
         with seeded(seed):
-            return self.find(Potential(model, args, kwargs)).z
+            return self.find(Potential(model, as_usual(args), as_usual(kwargs))).z
 
     # --- for kernels ------------------------------------------------------------------------------------------
 
