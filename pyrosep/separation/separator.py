@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pyrosep import audio
+from pyrosep.audio.resampling import check_rate
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
+from pyrosep.infer.seeding import as_usual, with_gradients
 from pyrosep.priors import SourcePrior
 from pyrosep.separation.gains import mix_gains
 from pyrosep.separation.methods import choose_method
@@ -27,6 +29,8 @@ __all__ = ["Framing", "Hearing", "Separation", "Separator", "Stream", "separate"
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
 #: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
 _BATCH_VALUES = {"cpu": 1 << 19, "cuda": 1 << 22}
+#: Channels of which a mix that has more channels than samples is taken for one that lies on its side.
+_MOST_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ class Framing:
         return self.priors.time
 
 
+@with_gradients()
 def separate(
-    mix: Tensor,
+    mix: Tensor | np.ndarray,
     sample_rate: int,
     priors: Mapping[str, SourcePrior],
     settings: Settings | None = None,
@@ -105,7 +110,7 @@ def separate(
     """Separate a mix in memory: the same answer as ``pyrosep separate`` gives for the same prior set.
 
     Arguments:
-        mix: ``(channel, time)``.
+        mix: ``(channel, time)``, floating point, full scale 1.0: a tensor or a NumPy array.
         sample_rate: Hz; it is resampled to the priors' and the sources back.
         priors: a prior set (:func:`~pyrosep.load_priors`), whose gains, guide and temperatures are taken; or any priors
             by source, see :class:`~pyrosep.zoo.PriorSet`.
@@ -113,9 +118,10 @@ def separate(
         progress: called with the number of samples finished, as they are.
 
     Raises:
-        ShapeError: the mix is of another shape.
+        ShapeError: the mix is of another shape, or ``(time, channel)``.
+        SampleRateError: the rate is no positive integer.
         ConfigurationError: settings that the priors can't serve.
-        DataError: the mix is silent, or has samples that are NaN or infinite.
+        DataError: the mix is silent, has samples that are NaN or infinite, or is not of floats.
 
     Example:
         >>> import pyrosep
@@ -128,8 +134,7 @@ def separate(
         >>> result.mean.shape, result.mean.sum(0).allclose(mix, atol=1e-5)
         (torch.Size([2, 1, 2000]), True)
     """
-    if mix.ndim != 2 or not mix.shape[1]:
-        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
+    mix = _checked(mix)
     separator = Separator(priors, sample_rate, settings)
     hearing = separator.listen(windows_of(mix, separator.window, separator.window))
     stream = separator.stream(windows_of(mix, separator.window, separator.hop), hearing)
@@ -140,6 +145,21 @@ def separate(
     mean, stddev, *draws = torch.cat(blocks, -1).unbind(0)
     kept = torch.stack(draws) if draws else mean.new_zeros(0, *mean.shape)
     return Separation(separator.names, mean, stddev, kept, hearing.gains, stream.summaries())
+
+
+def _checked(mix: Tensor | np.ndarray) -> Tensor:
+    """The mix as a tensor of at least single precision, without a gradient."""
+    given = torch.as_tensor(mix).detach()
+    if given.ndim != 2 or not given.shape[1]:
+        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(given.shape)}")
+    if given.shape[0] > max(given.shape[1], _MOST_CHANNELS):
+        raise ShapeError(f"expected a mix (channel, time); got shape {tuple(given.shape)}: give it as mix.T")
+    if not given.is_floating_point():
+        raise DataError(
+            f"expected a mix of floating-point samples, full scale 1.0; got {given.dtype}: divide it by its full "
+            "scale, for instance int16 by 32768"
+        )
+    return as_usual(given.to(torch.promote_types(given.dtype, torch.float32)))
 
 
 class Separator:
@@ -157,7 +177,9 @@ class Separator:
         ConfigurationError: settings that the priors can't serve.
     """
 
+    @with_gradients()
     def __init__(self, priors: Mapping[str, SourcePrior], sample_rate: int, settings: Settings | None = None) -> None:
+        sample_rate = check_rate(sample_rate)
         given = PriorSet.of(priors)
         self.settings = settings or Settings()
         self.names = tuple(given)
@@ -183,6 +205,7 @@ class Separator:
 
     # --- first pass -------------------------------------------------------------------------------------------
 
+    @with_gradients()
     def listen(self, windows: Iterable[Tensor]) -> Hearing:
         """Find level and gains of a track from all of its windows ``(channel, time)``, end to end.
 
@@ -209,6 +232,7 @@ class Separator:
 
     # --- second pass ------------------------------------------------------------------------------------------
 
+    @with_gradients()
     def framing(self, samples: int) -> Framing:
         """How a track of so many samples is cut: into windows of :attr:`window`, a shorter one into one of its own.
 
@@ -264,6 +288,7 @@ class Stream:
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
+    @with_gradients()
     def __next__(self) -> Tensor:
         return next(self._blocks)
 

@@ -12,6 +12,7 @@ import torch
 
 from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.guides.encoder import EncoderGuide
+from pyrosep.infer.seeding import with_gradients
 from pyrosep.naming import check_source_names
 from pyrosep.zoo.registry import GUIDES, is_known, names, place_of
 from pyrosep.zoo.weights import (
@@ -134,6 +135,7 @@ def save_guide(
     save_weights(folder, {"kind": KIND, **told, **guide.config, "provenance": dict(provenance or {})}, tensors)
 
 
+@with_gradients()
 def load_guide(guide: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> EncoderGuide:
     """A guide by its name, folder or address (:func:`~pyrosep.zoo.registry.place_of`), in eval mode.
 

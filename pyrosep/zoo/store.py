@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import CheckpointError, ConfigurationError, PyrosepError
+from pyrosep.infer.seeding import with_gradients
 from pyrosep.naming import check_source_names
 from pyrosep.priors import SourcePrior
 from pyrosep.zoo.families import FAMILIES, Config, family_of
@@ -39,6 +40,7 @@ def prior_set_info(prior_set: str | os.PathLike[str]) -> PriorSetInfo:
     return _info(folder, load_config(folder))
 
 
+@with_gradients()
 def load_priors(
     prior_set: str | os.PathLike[str],
     *,

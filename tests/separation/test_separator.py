@@ -1,8 +1,10 @@
 """Separation of a mix in memory: sums, lengths and rates, the Wiener filter, and the chains against it."""
 
 import math
+import random
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import arviz
@@ -10,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosep import ContinuousFlow, EncoderGuide, FloWaveNet, GaussianPrior, OscillatorPrior
-from pyrosep.errors import ConfigurationError, DataError, ShapeError
+from pyrosep import ContinuousFlow, EncoderGuide, FloWaveNet, GaussianPrior, OscillatorPrior, load_priors
+from pyrosep.errors import ConfigurationError, DataError, SampleRateError, ShapeError
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.nn.refining import UNetSize
@@ -461,6 +463,78 @@ def test_silent_parts_are_no_matter():
         result = separate(mix, RATE, gaussians(), settings)
         assert db(result.mean.sum(0) - mix, mix) < -100
         assert bool(result.mean.isfinite().all())
+
+
+@pytest.mark.parametrize("where", ["beginning", "middle", "one channel"])
+@pytest.mark.parametrize("method", ["langevin", "guide+langevin", "guide", "one-pass"])
+def test_windows_of_silence_are_separated_too(where, method, told_flows):
+    """Where a batch is nothing but zeros, and where some of its windows or one channel are."""
+    mix = noise(2, 6 * FRAME)
+    places = {"beginning": (..., slice(4 * FRAME)), "middle": (..., slice(FRAME, 4 * FRAME)), "one channel": (1,)}
+    mix[places[where]] = 0.0
+    priors = PriorSet(told_flows, guide=WhiteGuide(LEVELS, (1.0, 1.0)))
+    found = separate(mix, RATE, priors, Settings(method=method, gains=(1.0, 1.0), keep=2, chains=4, ladder=3))
+    for values in (found.mean, found.stddev, found.draws):
+        assert bool(values.isfinite().all())
+    assert db(found.mean.sum(0) - mix, mix) < -100
+
+
+def test_threads_take_turns():
+    mixes = [noise(1, 3 * FRAME) * level for level in (1.0, 2.0, 0.5)]
+
+    def draws(mix):
+        return separate(mix, RATE, gaussians(), replace(CHAINS, keep=2)).draws
+
+    alone = [draws(mix) for mix in mixes]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(draws, mixes))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("settings", [EXACT, CHAINS], ids=["exact", "langevin"])
+def test_the_callers_random_state_is_left_alone(settings):
+    def state():
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+    def seed():
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+
+    seed()
+    expected = state()
+    seed()
+    separate(noise(1, FRAME), RATE, gaussians(), replace(settings, keep=2, seed=5))
+    assert state() == expected
+
+
+@pytest.mark.parametrize("name", ["toy", "band-small"])
+@pytest.mark.filterwarnings("ignore:.*did not move")
+def test_inference_mode_is_no_matter(name):
+    own = {"toy": {"draws": 2, "warmup": 1, "redraws": 1, "ladder": 3}, "band-small": {"ladder": 2}}[name]
+    settings, mix = Settings(chains=2, segment=0.1, **own), noise(1, 2000)
+
+    def mean(mix):
+        priors = load_priors(name)
+        return separate(mix, priors.sample_rate, priors, settings).mean
+
+    expected = mean(mix)
+    with torch.inference_mode():
+        assert torch.equal(mean(1.0 * mix), expected)
+
+
+def test_mixes_of_other_types():
+    mix = noise(2, 2 * FRAME)
+    expected = separate(mix, RATE, gaussians(), EXACT).mean
+    for given in (mix.numpy(), mix.clone().requires_grad_(), mix.T.contiguous().T):
+        assert torch.equal(separate(given, RATE, gaussians(), EXACT).mean, expected)
+    half = separate(mix.half(), RATE, gaussians(), EXACT).mean
+    assert torch.equal(half, separate(mix.half().float(), RATE, gaussians(), EXACT).mean)
+    with pytest.raises(DataError, match=r"floating-point samples, full scale 1\.0; got torch\.int16: divide it by"):
+        separate((mix * 32768).to(torch.int16), RATE, gaussians(), EXACT)
+    with pytest.raises(ShapeError, match=r"\(channel, time\); got shape \(1024, 2\): give it as mix\.T"):
+        separate(mix.T, RATE, gaussians(), EXACT)
+    for rate in (0, -1, 0.5):
+        with pytest.raises(SampleRateError, match="positive integer in Hz"):
+            separate(mix, rate, gaussians(), EXACT)
 
 
 def test_priors_of_several_rates_or_none():
