@@ -12,6 +12,7 @@ shorter files.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.audio.decode import Opened, opened
+from pyrosep.audio.headers import sniff
 from pyrosep.audio.resampling import check_rate, differentiable_resample, resample
 from pyrosep.audio.writer import ClippingWarning, Writer, write
 from pyrosep.errors import ConfigurationError, EmptyAudioError, NonFiniteAudioError
@@ -34,6 +36,7 @@ __all__ = [
     "Writer",
     "blocks",
     "differentiable_resample",
+    "digest",
     "info",
     "read",
     "resample",
@@ -104,6 +107,17 @@ def info(path: Path, stream: int = 0) -> AudioInfo:
     with opened(path, stream) as file:
         _check_not_empty(path, file)
         return AudioInfo(file.sample_rate, file.channels, file.frames, file.streams)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes in hexadecimal: by it a file is known again, wherever it lies.
+
+    Raises:
+        MissingFileError, NotAudioError, EmptyAudioError: as `read`, as far as it shows in the file's first bytes.
+    """
+    sniff(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(

@@ -91,7 +91,8 @@ def separate_track(
 
     Writes ``{source}.wav``, ``{source}.std.wav`` and as many ``{source}.drawN.wav`` as the settings ask for (float32,
     at the file's rate and with its channels), ``run.json``, and for chains ``posterior.nc`` with the summaries of every
-    draw. The folder appears when all of it is written. A former run's folder is replaced where ``overwrite`` says so,
+    draw. The folder appears when all of it is written. A file is the same as before if its content is, wherever it and
+    the folder have been moved. A former run's folder is replaced where ``overwrite`` says so,
     or where files that it recorded are missing or have another size; what it did not write, or what was changed since,
     is kept in the new folder. What killed runs left beside the folder is put right first.
 
@@ -110,7 +111,7 @@ def separate_track(
     Raises:
         AudioError, MissingFileError: the file can't be read.
         ConfigurationError: sources whose names no files can have, or one that is to be written twice; a folder that
-            holds something that no run wrote; or the same track with other settings, and
+            holds something that no run wrote; or a track of another content or with other settings, and
             ``overwrite`` is false.
     """
     written = list(priors) if write is None else list(write)
@@ -124,6 +125,7 @@ def separate_track(
         "model_digest": priors.digest,
         "sources": written,
         "input": str(path),
+        "input_digest": audio.digest(path),
         "settings": asdict(settings),
         "method": method.numbers(),
     }
@@ -158,7 +160,10 @@ def _finished(folder: Path, identity: dict[str, Any], overwrite: bool) -> dict[s
     if overwrite or (record := read_record(folder)) is None:
         return None
     expected = json.loads(json.dumps(identity))
+    # A file is known by what it holds, wherever it lies. Records without a digest are of runs that knew it by its path.
+    del expected["input" if "input_digest" in record else "input_digest"]
     if differs := [key for key, value in expected.items() if record.get(key) != value]:
+        differs = ["input" if key == "input_digest" else key for key in differs]
         raise ConfigurationError(
             f"{folder} holds a track that was separated with another {', '.join(differs)}; use --overwrite, or "
             "another output folder"

@@ -245,12 +245,38 @@ def test_other_settings_are_refused(track, priors, tmp_path, change):
     elif change == "model":
         name = "other"
     else:
-        track = track.rename(tmp_path / "renamed.wav")
+        audio.write(track, 0.5 * noise(2), RATE)
     with pytest.raises(ConfigurationError, match=f"separated with another {change}; use --overwrite"):
         separate_track(track, out, set_of(priors, name), settings)
     report = separate_track(track, out, set_of(priors, name), settings, overwrite=True)
     assert "skipped" not in report
     assert (out / "high.wav").exists() == (change != "sources"), "nothing of the former run stays"
+
+
+def test_a_file_is_known_by_its_content(track, priors, tmp_path):
+    """Neither a new name of the file, nor a new time, nor a new place of the stems makes another track of it."""
+    run(track, tmp_path / "out", priors, EXACT)
+    moved = track.rename(tmp_path / "renamed.wav")
+    os.utime(moved, (0, 0))
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    assert run(moved, tmp_path / "elsewhere", priors, EXACT)["skipped"]
+    before = moved.stat()
+    samples = audio.read(moved).samples
+    audio.write(moved, samples.flip(-1), RATE)
+    os.utime(moved, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert moved.stat().st_size == before.st_size
+    with pytest.raises(ConfigurationError, match="separated with another input;"):
+        run(moved, tmp_path / "elsewhere", priors, EXACT)
+
+
+def test_a_record_without_a_digest_knows_the_path(track, priors, tmp_path):
+    run(track, tmp_path / "out", priors, EXACT)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["input_digest"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert run(track, tmp_path / "out", priors, EXACT)["skipped"]
+    with pytest.raises(ConfigurationError, match="separated with another input;"):
+        run(track.rename(tmp_path / "renamed.wav"), tmp_path / "out", priors, EXACT)
 
 
 @pytest.mark.parametrize("change", ["missing", "empty", "missing posterior"])
