@@ -1,12 +1,14 @@
 """Audio files and sample rates: read, look into, go through block by block, write, resample.
 
-Samples are float32 tensors `(channel, time)`, full scale 1.0; rates are in Hz, `start` and `duration` in
-seconds, `block` and `hop` in samples. WAV, FLAC and Ogg are read by soundfile; MP3, M4A, MP4 and `.stem.mp4`
-by PyAV, which brings its own libraries: no ffmpeg program is needed.
+Samples are float32 tensors `(channel, time)`, full scale 1.0; rates are in Hz, `start` and `duration` in seconds,
+`block` and `hop` in samples. WAV, AIFF, W64, CAF, AU, FLAC and Ogg are read by soundfile; MP3, M4A, MP4, `.stem.mp4`,
+AAC, WebM, Matroska, WavPack and WMA by PyAV, which brings its own libraries: no ffmpeg program is needed. Playlists are
+not read. Files that were joined end to end are read as one, and so are the links of a chained Ogg file.
 
-How a file that is cut off is noticed: WAV and MP4 announce their size in bytes; FLAC and MP4 their length in
-samples; MP3 only where it has a Xing, Info or VBRI header (all that encode at a variable rate write one),
-within three codec frames. An MP3 without such a header and an Ogg file that were cut at some point read as
+How a file that is cut off is noticed: WAV, AIFF, W64, CAF, AU and MP4 announce their size in bytes; the pages of Ogg,
+blocks of WavPack, and elements of Matroska and WebM each announce theirs; FLAC and MP4 their length in samples; MP3
+only where it has a Xing, Info or VBRI header (all that encode at a variable rate write one), within three codec frames.
+An MP3 without such a header, a raw AAC file, and an Ogg or WebM file that was cut between two pages or elements read as
 shorter files.
 """
 
@@ -22,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosep.audio.decode import Opened, opened
-from pyrosep.audio.headers import sniff
+from pyrosep.audio.decode import opened
+from pyrosep.audio.headers import SUFFIXES, sniff
 from pyrosep.audio.resampling import check_rate, differentiable_resample, resample
+from pyrosep.audio.streams import Opened
 from pyrosep.audio.writer import ClippingWarning, Writer, write
 from pyrosep.errors import ConfigurationError, EmptyAudioError, NonFiniteAudioError
 
@@ -35,6 +38,7 @@ __all__ = [
     "ClippingWarning",
     "Writer",
     "blocks",
+    "count",
     "differentiable_resample",
     "digest",
     "info",
@@ -44,9 +48,6 @@ __all__ = [
 ]
 
 Path = str | os.PathLike[str]
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
-"""Suffixes, in lower case, of the files that are taken for audio where a folder is gone through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,9 @@ class AudioInfo:
     Attributes:
         sample_rate: in Hz.
         channels: number of channels.
-        frames: length in samples, or None where the file does not say (MP3 without a length header). For MP3
-            it is what the header says, which may differ from the decoded length by a few codec frames.
+        frames: length in samples, or None where the file does not promise one (MP3 without a length header, raw AAC,
+            WebM, Matroska); `count` decodes it then. For MP3 it is what the header says, which may differ from the
+            decoded length by a few codec frames.
         streams: number of audio streams in the file.
     """
 
@@ -107,6 +109,17 @@ def info(path: Path, stream: int = 0) -> AudioInfo:
     with opened(path, stream) as file:
         _check_not_empty(path, file)
         return AudioInfo(file.sample_rate, file.channels, file.frames, file.streams)
+
+
+def count(path: Path, stream: int = 0) -> int:
+    """Length of an audio file in samples: what it promises, or else what there is when all of it is decoded.
+
+    Raises:
+        ConfigurationError, MissingFileError, NotAudioError, EmptyAudioError, TruncatedAudioError, NonFiniteAudioError,
+            SampleRateError, AudioError: as `read`; those that need decoding where no length is promised.
+    """
+    frames = info(path, stream).frames
+    return sum(block.shape[-1] for block in blocks(path, 65_536, stream=stream)) if frames is None else frames
 
 
 def digest(path: Path) -> str:

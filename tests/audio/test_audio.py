@@ -183,7 +183,7 @@ def test_blocks_decode_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         reads.append(frames)
         return original(self, frames, **keywords)
 
-    monkeypatch.setattr("pyrosep.audio.decode.CHUNK", 5000)
+    monkeypatch.setattr("pyrosep.audio.libsndfile.CHUNK", 5000)
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
     parts = audio.blocks(path, 5000)
     next(parts)
