@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.audio.decode import opened
-from pyrosep.audio.headers import SUFFIXES, sniff
+from pyrosep.audio.headers import SUFFIXES, seems_audio, sniff
 from pyrosep.audio.resampling import check_rate, differentiable_resample, resample
 from pyrosep.audio.streams import Opened
 from pyrosep.audio.writer import ClippingWarning, Writer, write
@@ -44,6 +44,7 @@ __all__ = [
     "info",
     "read",
     "resample",
+    "seems_audio",
     "write",
 ]
 
@@ -118,7 +119,9 @@ def count(path: Path, stream: int = 0) -> int:
         ConfigurationError, MissingFileError, NotAudioError, EmptyAudioError, TruncatedAudioError, NonFiniteAudioError,
             SampleRateError, AudioError: as `read`; those that need decoding where no length is promised.
     """
-    frames = info(path, stream).frames
+    with opened(path, stream) as file:
+        _check_not_empty(path, file)
+        frames = file.frames
     return sum(block.shape[-1] for block in blocks(path, 65_536, stream=stream)) if frames is None else frames
 
 

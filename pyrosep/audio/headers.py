@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from pyrosep.errors import EmptyAudioError, MissingFileError, NotAudioError
+from pyrosep.errors import EmptyAudioError, MissingFileError, NotAudioError, PyrosepError
 
-__all__ = ["SUFFIXES", "after_id3", "mp3_samples", "sniff"]
+__all__ = ["SUFFIXES", "after_id3", "mp3_samples", "seems_audio", "sniff"]
 
 SUFFIXES = (
     ".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4", ".opus", ".aiff", ".aif", ".aifc", ".aac", ".webm", ".mkv", ".mka",
@@ -18,6 +19,11 @@ SUFFIXES = (
 )  # fmt: skip
 """Suffixes, in lower case, of the files that are taken for audio where a folder is gone through."""
 
+#: Suffixes of sound that is not read, and that the system's table of types may not have.
+_SOUND_SUFFIXES = (
+    ".3gp", ".aax", ".ac3", ".amr", ".ape", ".avi", ".dff", ".dsf", ".dts", ".eac3", ".flv", ".m3u", ".m3u8", ".m4p",
+    ".mid", ".midi", ".mpc", ".mpg", ".ra", ".rm", ".sd2", ".shn", ".tak", ".tta", ".voc", ".wmv",
+)  # fmt: skip
 #: What a frame of MP3 begins with: 11 sync bits, a layer, a legal bit rate.
 _SYNC = rb"\xff[\xe2-\xff][^\xf0-\xff]"
 #: Kinds of files by their first four bytes.
@@ -70,6 +76,23 @@ def sniff(path: str | os.PathLike[str]) -> str:
         magic = file.read(4)
     kind = _SIGNS.get(magic, "other")
     return kind if head[:4] == magic or kind in ("flac", "ogg") else "other"
+
+
+def seems_audio(path: str | os.PathLike[str]) -> bool:
+    """Whether a file looks like sound, or a list of sounds, by its name or its first bytes.
+
+    It tells which files to speak of where a folder is gone through for those of :data:`SUFFIXES`.
+    """
+    path = Path(path)
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    kind, _ = mimetypes.guess_type(f"file{path.suffix}")
+    if path.suffix.lower() in _SOUND_SUFFIXES or (kind or "").startswith(("audio/", "video/")):
+        return True
+    try:
+        return sniff(path) != "other"
+    except (PyrosepError, OSError):
+        return False
 
 
 def mp3_samples(path: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""Folders of solo recordings, each of one source by itself: `ROOT/SOURCE/NAME.{wav,flac,ogg,...}`."""
+"""Folders of solo recordings, each of one source by itself: `ROOT/SOURCE/NAME.{wav,flac,...}`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from pyrosep.errors import DataError, MissingFileError
 
 __all__ = ["SoloFolder", "origin_of"]
 
-_BLOCK = 65_536
-
 
 class SoloFolder(SongList):
-    """Recordings of single sources: `ROOT/SOURCE/NAME.{wav,flac,ogg,mp3,m4a,mp4}`, sorted by source and name.
+    """Recordings of single sources: `ROOT/SOURCE/NAME.{wav,flac,...}`, sorted by source and name.
 
-    The recordings are of no song together, and may differ in length, sample rate and number of channels. Each is a
-    `Song` of a single stem, named `SOURCE/NAME`. Its `origin` is its name without a number at the end
-    (:func:`origin_of`): `piano/take_01` and `piano/take_02` are parts of `piano/take`, and are held out together.
+    They are files of any of `pyrosep.audio.SUFFIXES`, are of no song together, and may differ in length, sample rate
+    and number of channels. Each is a `Song` of a single stem, named `SOURCE/NAME`. Its `origin` is its name without a
+    number at the end (:func:`origin_of`): `piano/take_01` and `piano/take_02` are parts of `piano/take`, and are held
+    out together.
 
     Hidden files are passed over in silence. A warning names everything else that is not used: files that have no
     suffix of audio, folders below those of the sources, and files beside the folders of the sources.
@@ -127,14 +126,12 @@ def _distinct(paths: list[Path]) -> list[Path]:
 def _recording(path: Path) -> Song:
     source = path.parent.name
     info = audio.info(path)
-    frames = info.frames
-    if frames is None:  # some MP3 files don't say: their length is known when they have been decoded
-        frames = sum(block.shape[-1] for block in audio.blocks(path, _BLOCK))
     return Song(
         name=f"{source}/{path.stem}",
         sources=(source,),
         sample_rate=info.sample_rate,
-        frames=frames,
+        # Some files don't promise a length: it is known when they have been decoded.
+        frames=audio.count(path) if info.frames is None else info.frames,
         channels=info.channels,
         stems=MappingProxyType({source: AudioStream(path)}),
         origin=f"{source}/{origin_of(path.stem)}",

@@ -1,8 +1,9 @@
-"""Songs with separate stems, and folders of them: `ROOT/SONG/{mixture,STEM...}.{wav,flac}`."""
+"""Songs with separate stems, and folders of them: `ROOT/SONG/{mixture,STEM...}.{wav,flac,...}`."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,6 @@ __all__ = ["MIXTURE", "AudioStream", "Song", "StemFolder"]
 
 MIXTURE = "mixture"
 """Name of a song's mix among its files."""
-
-SUFFIXES = (".wav", ".flac")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,11 @@ class Song:
         rates = {stem: info.sample_rate for stem, info in infos.items()}
         if len(set(rates.values())) > 1:
             raise DataError(f"the files of song {name!r} differ in sample rate: {_listed(rates, 'Hz')}; resample them")
-        lengths = {stem: info.frames or 0 for stem, info in infos.items()}
+        # Some files don't promise a length: it is known when they have been decoded.
+        lengths = {
+            stem: audio.count(entries[stem].path, entries[stem].stream) if info.frames is None else info.frames
+            for stem, info in infos.items()
+        }
         if len(set(lengths.values())) > 1 and not shorten:
             raise DataError(
                 f"the files of song {name!r} differ in length: {_listed(lengths, 'samples')}; pad or cut them to one"
@@ -208,11 +211,13 @@ class SongList(Sequence[Song]):
 
 
 class StemFolder(SongList):
-    """Songs of a folder, each a folder of stems: `ROOT/SONG/{mixture,STEM...}.{wav,flac}`, sorted by name.
+    """Songs of a folder, each a folder of stems: `ROOT/SONG/{mixture,STEM...}.{wav,flac,...}`, sorted by name.
 
     The file `mixture` is optional: without it, the mix is the sum of all stems of the song. A song may lack some of
     the sources: it is then silent in that source where mixes are taken apart, and gives no training frames of it.
-    `train` and `test` of MUSDB18-HQ are folders of this kind. Hidden files and other file types are passed over.
+    `train` and `test` of MUSDB18-HQ are folders of this kind. Stems are files of any of `pyrosep.audio.SUFFIXES`.
+    Hidden files and those that hold no sound are passed over in silence. A warning names files that seem to hold sound,
+    but are of no kind that is read, and folders in a song's folder that hold sound.
 
     Attributes:
         root: the folder.
@@ -247,7 +252,9 @@ class StemFolder(SongList):
         wanted = None if sources is None else tuple(sources)
         folders = sorted(child for child in self.root.iterdir() if child.is_dir() and child.name[0] != ".")
         if not folders:
-            raise DataError(f"{self.root} holds no songs; expected folders SONG/STEM.wav or SONG/STEM.flac in it")
+            raise DataError(
+                f"{self.root} holds no songs; expected folders SONG in it, with files STEM.wav or of another kind"
+            )
         self._songs = [_song(folder, wanted) for folder in folders]
         there = sorted({stem for song in self._songs for stem in song.stems})
         for name in wanted or ():
@@ -258,8 +265,13 @@ class StemFolder(SongList):
 
 def _song(folder: Path, sources: tuple[str, ...] | None) -> Song:
     files: dict[str, AudioStream] = {}
+    passed: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name[0] == ".":
+        if path.name[0] == ".":
+            continue
+        if path.is_dir() or path.suffix.lower() not in audio.SUFFIXES:
+            inside = path.iterdir() if path.is_dir() else [path]
+            passed += [path] if any(one.name[0] != "." and audio.seems_audio(one) for one in inside) else []
             continue
         if path.stem in files:
             raise DataError(
@@ -270,8 +282,14 @@ def _song(folder: Path, sources: tuple[str, ...] | None) -> Song:
     mixture = files.pop(MIXTURE, None)
     if not files:
         raise DataError(
-            f"{folder} holds no stem; expected STEM.wav or STEM.flac files in it. (Name the folder that "
+            f"{folder} holds no stem; expected files STEM of {', '.join(audio.SUFFIXES)} in it. (Name the folder that "
             "holds the songs' folders.)"
+        )
+    if passed:
+        warnings.warn(
+            f"not among the stems of song {folder.name!r}: {', '.join(path.name for path in passed)}; stems are files "
+            f"STEM of {', '.join(audio.SUFFIXES)} in {folder}",
+            stacklevel=4,
         )
     return Song.of(folder.name, files, mixture, sources)
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,9 +46,10 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
     """Audio files by the name that their folder of stems gets.
 
     Arguments:
-        inputs: files as they are, and folders with all audio files in them and below, but for hidden ones and for
-            the stems of tracks that were separated into them. How they are named says
-            :func:`~pyrosep.naming.track_folders`.
+        inputs: files as they are, and folders with all audio files in them and below, linked folders too, but for
+            hidden ones and for the stems of tracks that were separated into them. How they are named says
+            :func:`~pyrosep.naming.track_folders`. A warning names files in folders that seem to hold sound, but are of
+            no kind that is read (``pyrosep.audio.SUFFIXES``).
 
     Raises:
         MissingFileError: an input that is not there, or an empty path.
@@ -59,9 +61,15 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
             raise MissingFileError("no file or folder ''; give the path of one, or . for the current folder")
         path = Path(given)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if _is_track(file, path))
+            found, passed = _tracks_in(path)
             if not found:
                 raise DataError(f"{path} holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
+            if passed:
+                warnings.warn(
+                    f"not read in {path}: {', '.join(str(file.relative_to(path)) for file in passed)}; convert them to "
+                    f"one of {', '.join(AUDIO_SUFFIXES)}",
+                    stacklevel=2,
+                )
             files += found
         elif path.exists():
             files.append(path)
@@ -71,10 +79,24 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
     return track_folders(dict.fromkeys(path.parent.resolve() / path.name for path in files))
 
 
-def _is_track(path: Path, root: Path) -> bool:
-    if path.suffix.lower() not in AUDIO_SUFFIXES or any(part[0] == "." for part in path.relative_to(root).parts):
-        return False
-    return path.is_file() and read_record(path.parent) is None
+def _tracks_in(root: Path) -> tuple[list[Path], list[Path]]:
+    """Audio files in a folder and below, sorted, and those that seem to hold sound, but are of no kind that is read."""
+    found: list[Path] = []
+    passed: list[Path] = []
+    entered: set[str] = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered or read_record(Path(place)) is not None:
+            folders.clear()  # a link that leads back, or stems
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in AUDIO_SUFFIXES:
+                found += [path] if path.is_file() else []
+            elif audio.seems_audio(path):
+                passed.append(path)
+    return sorted(found), sorted(passed)
 
 
 def separate_track(

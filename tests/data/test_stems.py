@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
+import soundfile
 import torch
 
 from pyrosep import audio
@@ -121,6 +124,42 @@ def test_files_that_do_not_belong_together(root: Path) -> None:
     put(root / "c" / "mixture.wav", frames=1001)
     with pytest.raises(DataError, match="mixture 1001 samples"):
         StemFolder(root)
+
+
+def test_stems_of_any_kind_of_file(root: Path) -> None:
+    """A stem that is no WAV file is not left out of the mix."""
+    whole = StemFolder(root)[1].read_source("drums")
+    for suffix, form in (("aiff", "AIFF"), ("w64", "W64"), ("caf", "CAF")):
+        soundfile.write(root / "b" / f"{suffix} stem.{suffix}", whole[0].numpy(), RATE, format=form, subtype="FLOAT")
+    song = StemFolder(root)[1]
+    assert song.sources == ("aiff stem", "bass", "caf stem", "drums", "w64 stem")
+    for name in ("aiff stem", "caf stem", "w64 stem"):
+        assert torch.equal(song.read_source(name), whole)
+
+
+def test_a_stem_that_does_not_promise_its_length(root: Path) -> None:
+    with av.open(str(root / "b" / "voice.mkv"), "w") as container:
+        stream = container.add_stream("flac", rate=RATE, layout="mono", format="s16")
+        values = (1000 * torch.arange(1000) % 2**14).to(torch.int16).unsqueeze(0).numpy()
+        frame = av.AudioFrame.from_ndarray(values, "s16", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    assert audio.info(root / "b" / "voice.mkv").frames is None
+    song = StemFolder(root)[1]
+    assert (song.sources, song.frames) == (("bass", "drums", "voice"), 1000)
+    assert song.read_source("voice", 3, 2).tolist() == [[value * 1000 % 2**14 / 2**15 for value in (3, 4)]] * 2
+
+
+def test_sound_that_is_not_read_is_named(root: Path) -> None:
+    put(root / "b" / "raw takes" / "one.wav")
+    (root / "b" / "pictures").mkdir()
+    (root / "b" / "pictures" / "cover.jpg").write_text("x")
+    (root / "b" / "tune.mid").write_text("x")
+    with pytest.warns(
+        UserWarning, match=r"not among the stems of song 'b': raw takes, tune\.mid; stems are files STEM of"
+    ):
+        assert StemFolder(root)[1].sources == ("bass", "drums")
 
 
 def test_two_files_for_one_stem(root: Path) -> None:

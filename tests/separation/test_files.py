@@ -140,6 +140,32 @@ def test_a_link_is_named_by_its_own_name(tmp_path):
     assert list(find_tracks([tmp_path / "in", tmp_path / "linked" / "again.wav"])) == ["My Song", "again"]
 
 
+def test_linked_folders_are_entered(tmp_path):
+    touch(tmp_path, "real/a.wav", "in/b.wav")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
+    assert named(tmp_path, tmp_path / "in") == {"a": "real/a.wav", "b": "in/b.wav"}
+
+
+def test_every_kind_of_file_that_is_read_is_found(tmp_path):
+    touch(tmp_path, *(f"{number}{suffix}" for number, suffix in enumerate(audio.SUFFIXES)), "upper.OPUS")
+    assert len(find_tracks([tmp_path])) == len(audio.SUFFIXES) + 1
+    assert {".opus", ".aiff", ".aac", ".webm", ".mkv", ".mov", ".caf", ".au", ".wv", ".w64", ".rf64"} < set(
+        audio.SUFFIXES
+    )
+
+
+def test_sound_that_is_not_read_is_named(track, tmp_path):
+    touch(tmp_path, "cover.jpg", "notes.txt", "run", "deep/list.m3u8", "deep/tune.mid", ".hidden/tune.ape")
+    (tmp_path / "deep" / "no suffix").write_bytes(track.read_bytes())
+    with pytest.warns(
+        UserWarning,
+        match=r"not read in .*: deep.list\.m3u8, deep.no suffix, deep.tune\.mid; convert them to one of \.wav",
+    ):
+        assert list(find_tracks([tmp_path])) == ["song"]
+
+
 def test_stems_that_were_written_are_no_tracks(track, priors):
     """So that a folder which holds the output can be given again."""
     run(track, track.parent / "separated" / "tiny" / "song", priors, EXACT)
