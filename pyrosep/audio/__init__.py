@@ -27,6 +27,7 @@ from torch import Tensor
 from pyrosep.audio.decode import opened
 from pyrosep.audio.headers import SUFFIXES, seems_audio, sniff
 from pyrosep.audio.resampling import check_rate, differentiable_resample, resample
+from pyrosep.audio.samples import Samples, channels_first
 from pyrosep.audio.streams import Opened
 from pyrosep.audio.writer import ClippingWarning, Writer, write
 from pyrosep.errors import ConfigurationError, EmptyAudioError, NonFiniteAudioError
@@ -36,8 +37,11 @@ __all__ = [
     "Audio",
     "AudioInfo",
     "ClippingWarning",
+    "Samples",
     "Writer",
     "blocks",
+    "channels_first",
+    "check_rate",
     "count",
     "differentiable_resample",
     "digest",

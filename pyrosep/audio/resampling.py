@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyrosep.audio.samples import Samples, floating
 from pyrosep.errors import ConfigurationError, MissingDependencyError, SampleRateError
 
 __all__ = ["check_rate", "differentiable_resample", "resample"]
@@ -19,7 +20,7 @@ _QUALITY = "VHQ"
 _CROSSINGS, _ROLLOFF, _BETA = 64, 0.9475937167399596, 14.769656459379492
 
 
-def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
+def resample(samples: Samples, from_rate: int, to_rate: int) -> Tensor:
     """Resample a recording by SoX's resampler, in any ratio of rates.
 
     The pass band ends at 91 % of the lower Nyquist frequency. Away from the edges a sine at a quarter of the lower rate
@@ -28,7 +29,7 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     :func:`differentiable_resample`.
 
     Arguments:
-        samples: `(..., time)`, floating point.
+        samples: `(..., time)`, floating point; or an array, or integers, which become floating point of full scale 1.0.
         from_rate: their rate in Hz.
         to_rate: the wanted rate in Hz.
 
@@ -37,7 +38,7 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
     Raises:
         SampleRateError: a rate is no positive integer.
-        ConfigurationError: the samples want a gradient.
+        ConfigurationError: the samples want a gradient, or are of a type that is no sound's.
 
     Example:
         >>> resample(torch.zeros(2, 44_100), 44_100, 16_000).shape
@@ -46,6 +47,8 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     import soxr
 
     from_rate, to_rate = check_rate(from_rate), check_rate(to_rate)
+    if not isinstance(samples, Tensor) or not samples.is_floating_point():
+        samples = floating(samples)
     if from_rate == to_rate:
         return samples
     if samples.requires_grad and torch.is_grad_enabled():
@@ -128,6 +131,10 @@ def _resampler(source: int, target: int, dtype: torch.dtype, device: torch.devic
 
 def check_rate(rate: int) -> int:
     """The rate, or an error where it is no positive integer."""
-    if isinstance(rate, bool) or int(rate) != rate or rate <= 0:
+    try:
+        whole = int(rate)
+    except (TypeError, ValueError, OverflowError):
+        whole = 0
+    if isinstance(rate, bool) or whole != rate or whole <= 0:
         raise SampleRateError(f"expected a sample rate that is a positive integer in Hz, got {rate!r}")
-    return int(rate)
+    return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from pathlib import Path
@@ -9,25 +10,31 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from torch import Tensor
 
+from pyrosep.audio.resampling import check_rate
+from pyrosep.audio.samples import Samples, channels_first, floating
 from pyrosep.errors import (
     ConfigurationError,
     EmptyAudioError,
     MissingFileError,
     NonFiniteAudioError,
-    SampleRateError,
     ShapeError,
 )
+from pyrosep.naming import shortened
 
 __all__ = ["ClippingWarning", "Writer", "write"]
 
 SUBTYPES = {"pcm16": "PCM_16", "pcm24": "PCM_24", "float32": "FLOAT"}
 BYTES = {"pcm16": 2, "pcm24": 3, "float32": 4}
-ENCODINGS = {".wav": ("pcm16", "pcm24", "float32"), ".flac": ("pcm16", "pcm24")}
+#: Encodings of each format, the default first.
+ENCODINGS = {".wav": ("float32", "pcm24", "pcm16"), ".flac": ("pcm24", "pcm16")}
 
 WAV_BYTES = 2**32 - 4096
 """Most bytes of audio in a WAV file: its sizes have 32 bits, and headers need room."""
+
+
+_NUMBERS = itertools.count()
+"""Tells the files apart that one process writes at once."""
 
 
 class ClippingWarning(UserWarning):
@@ -45,8 +52,8 @@ class Writer:
         path: the file, ending in `.wav` or `.flac`; its folder must be there.
         sample_rate: in Hz.
         channels: number of channels.
-        encoding: `"float32"` (WAV only), `"pcm24"` or `"pcm16"`. The integers hold [-1, 1]: samples outside
-            are clipped, and one `ClippingWarning` at the end counts them.
+        encoding: `"float32"` (WAV only), `"pcm24"` or `"pcm16"`; None for the first of these that the format has. The
+            integers hold [-1, 1]: samples outside are clipped, and one `ClippingWarning` at the end counts them.
 
     Raises:
         ConfigurationError: another ending, an encoding that the format lacks, no channels, or a path that is
@@ -70,29 +77,29 @@ class Writer:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], sample_rate: int, channels: int, encoding: str = "float32"
+        self, path: str | os.PathLike[str], sample_rate: int, channels: int, encoding: str | None = None
     ) -> None:
         self.path = Path(path)
-        self.sample_rate, self.channels, self.encoding = sample_rate, channels, encoding
-        self.frames = 0
-        self.clipped = 0
         suffix = self.path.suffix.lower()
         if suffix not in ENCODINGS:
             raise ConfigurationError(f"expected a file ending in .wav or .flac, got {self.path.name!r}")
+        encoding = ENCODINGS[suffix][0] if encoding is None else encoding
+        self.sample_rate, self.channels, self.encoding = check_rate(sample_rate), channels, encoding
+        self.frames = 0
+        self.clipped = 0
         if encoding not in ENCODINGS[suffix]:
             choices = ", ".join(ENCODINGS[suffix])
             raise ConfigurationError(
                 f"{suffix} files can be encoded as {choices}, not {encoding!r}; choose one of these"
             )
-        if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate or sample_rate <= 0:
-            raise SampleRateError(f"expected a sample rate that is a positive integer in Hz, got {sample_rate!r}")
         if channels < 1:
             raise ConfigurationError(f"expected at least 1 channel, got {channels}")
         if self.path.is_dir():
             raise ConfigurationError(f"{self.path} is a folder; name a file to write")
         if not self.path.parent.is_dir():
             raise MissingFileError(f"there is no folder {self.path.parent} to write into; make it first")
-        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
+        name = f".{shortened(self.path.stem, 200)}.{os.getpid()}-{next(_NUMBERS)}.part{self.path.suffix}"
+        self._partial = self.path.with_name(name)
         self._file: Any = None
 
     def __enter__(self) -> Self:
@@ -103,7 +110,7 @@ class Writer:
             self._file = soundfile.SoundFile(
                 os.fsencode(self._partial),  # soundfile can't encode a name that is not UTF-8
                 "w",
-                samplerate=int(self.sample_rate),
+                samplerate=self.sample_rate,
                 channels=self.channels,
                 subtype=SUBTYPES[self.encoding],
                 format=self.path.suffix[1:].upper(),
@@ -116,15 +123,18 @@ class Writer:
             ) from error
         return self
 
-    def write(self, samples: Tensor) -> None:
-        """Append a block `(channels, time)`; see the class for what it raises."""
+    def write(self, samples: Samples) -> None:
+        """Append a block `(channels, time)`, a tensor or an array; see the class for what it raises.
+
+        Integers of 8, 16 and 32 bits count from their own full scale.
+        """
         import soundfile
 
         if self._file is None:
             raise ConfigurationError("this Writer is not open; write inside its `with` block")
         if samples.ndim != 2 or samples.shape[0] != self.channels:
             raise ShapeError(f"expected a block ({self.channels}, time), got {tuple(samples.shape)}")
-        values = samples.detach().to("cpu").numpy()
+        values = floating(samples).detach().to("cpu").numpy()
         finite = np.isfinite(values)
         if not finite.all():
             where = (self.frames + int(np.flatnonzero(~finite.all(0))[0])) / self.sample_rate
@@ -161,6 +171,8 @@ class Writer:
             if kind is None:
                 if self.frames == 0:
                     raise EmptyAudioError(f"not a single sample was written to {self.path}; nothing was kept")
+                if self.encoding == "float32":
+                    _stop_clock(self._partial)
                 self._partial.replace(self.path)
         finally:
             self._file = None
@@ -173,8 +185,26 @@ class Writer:
             )
 
 
-def write(path: str | os.PathLike[str], samples: Tensor, sample_rate: int, encoding: str = "float32") -> None:
-    """Write samples `(channel, time)` to a WAV or FLAC file at once; encodings and errors are `Writer`'s.
+def _stop_clock(path: Path) -> None:
+    """Take the time of writing out of a float WAV file, so that files of the same samples are the same.
+
+    libsndfile puts it into the chunk PEAK, behind four bytes of version.
+    """
+    with path.open("r+b") as file:
+        position = file.seek(12)
+        while len(head := file.read(8)) == 8 and head[:4] != b"data":
+            if head[:4] == b"PEAK":
+                file.seek(position + 12)
+                file.write(bytes(4))
+                return
+            length = int.from_bytes(head[4:], "little")
+            position = file.seek(position + 8 + length + length % 2)
+
+
+def write(path: str | os.PathLike[str], samples: Samples, sample_rate: int, encoding: str | None = None) -> None:
+    """Write samples `(channel, time)`, a tensor or an array, to a WAV or FLAC file at once.
+
+    Encodings and errors are `Writer`'s; samples that seem to be `(time, channel)` raise ShapeError.
 
     Example:
         >>> import tempfile, torch
@@ -184,7 +214,6 @@ def write(path: str | os.PathLike[str], samples: Tensor, sample_rate: int, encod
         ...     audio.read(f"{folder}/a.wav").samples
         tensor([[ 0.2500, -0.5000]])
     """
-    if samples.ndim != 2:
-        raise ShapeError(f"expected samples (channel, time), got shape {tuple(samples.shape)}")
-    with Writer(path, sample_rate, samples.shape[0], encoding) as writer:
-        writer.write(samples)
+    found = channels_first(samples, "samples")
+    with Writer(path, sample_rate, found.shape[0], encoding) as writer:
+        writer.write(found)

@@ -29,8 +29,6 @@ __all__ = ["Framing", "Hearing", "Separation", "Separator", "Stream", "separate"
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
 #: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
 _BATCH_VALUES = {"cpu": 1 << 19, "cuda": 1 << 22}
-#: Channels of which a mix that has more channels than samples is taken for one that lies on its side.
-_MOST_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Framing:
 
 @with_gradients()
 def separate(
-    mix: Tensor | np.ndarray,
+    mix: audio.Samples,
     sample_rate: int,
     priors: Mapping[str, SourcePrior],
     settings: Settings | None = None,
@@ -110,7 +108,7 @@ def separate(
     """Separate a mix in memory: the same answer as ``pyrosep separate`` gives for the same prior set.
 
     Arguments:
-        mix: ``(channel, time)``, floating point, full scale 1.0: a tensor or a NumPy array.
+        mix: ``(channel, time)``, tensor or array; integers of 8, 16 and 32 bits count from their full scale.
         sample_rate: Hz; it is resampled to the priors' and the sources back.
         priors: a prior set (:func:`~pyrosep.load_priors`), whose gains, guide and temperatures are taken; or any priors
             by source, see :class:`~pyrosep.zoo.PriorSet`.
@@ -118,10 +116,10 @@ def separate(
         progress: called with the number of samples finished, as they are.
 
     Raises:
-        ShapeError: the mix is of another shape, or ``(time, channel)``.
+        ShapeError: the mix is of another shape, such as (time, channel).
         SampleRateError: the rate is no positive integer.
-        ConfigurationError: settings that the priors can't serve.
-        DataError: the mix is silent, has samples that are NaN or infinite, or is not of floats.
+        ConfigurationError: settings that the priors can't serve; a mix of a type that is no sound's.
+        DataError: the mix is silent, or has samples that are NaN or infinite.
 
     Example:
         >>> import pyrosep
@@ -134,7 +132,9 @@ def separate(
         >>> result.mean.shape, result.mean.sum(0).allclose(mix, atol=1e-5)
         (torch.Size([2, 1, 2000]), True)
     """
-    mix = _checked(mix)
+    mix = as_usual(audio.channels_first(mix, "a mix").detach().to(torch.get_default_dtype()))
+    if not mix.numel():
+        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
     separator = Separator(priors, sample_rate, settings)
     hearing = separator.listen(windows_of(mix, separator.window, separator.window))
     stream = separator.stream(windows_of(mix, separator.window, separator.hop), hearing)
@@ -145,21 +145,6 @@ def separate(
     mean, stddev, *draws = torch.cat(blocks, -1).unbind(0)
     kept = torch.stack(draws) if draws else mean.new_zeros(0, *mean.shape)
     return Separation(separator.names, mean, stddev, kept, hearing.gains, stream.summaries())
-
-
-def _checked(mix: Tensor | np.ndarray) -> Tensor:
-    """The mix as a tensor of at least single precision, without a gradient."""
-    given = torch.as_tensor(mix).detach()
-    if given.ndim != 2 or not given.shape[1]:
-        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(given.shape)}")
-    if given.shape[0] > max(given.shape[1], _MOST_CHANNELS):
-        raise ShapeError(f"expected a mix (channel, time); got shape {tuple(given.shape)}: give it as mix.T")
-    if not given.is_floating_point():
-        raise DataError(
-            f"expected a mix of floating-point samples, full scale 1.0; got {given.dtype}: divide it by its full "
-            "scale, for instance int16 by 32768"
-        )
-    return as_usual(given.to(torch.promote_types(given.dtype, torch.float32)))
 
 
 class Separator:
@@ -174,6 +159,7 @@ class Separator:
         settings: see :class:`Settings`.
 
     Raises:
+        SampleRateError: the rate is no positive integer.
         ConfigurationError: settings that the priors can't serve.
     """
 
@@ -183,7 +169,7 @@ class Separator:
         given = PriorSet.of(priors)
         self.settings = settings or Settings()
         self.names = tuple(given)
-        self.sample_rate = sample_rate
+        self.sample_rate = sample_rate = audio.check_rate(sample_rate)
         self.model_rate = given.sample_rate or sample_rate
         segment = self.settings.segment or given.time / self.model_rate
         #: Samples of the track in a window, and from one window to the next.

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -537,8 +538,8 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_writing_what_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = torch.zeros(2, 100)
-    with pytest.raises(ConfigurationError, match=r"\.flac files can be encoded as pcm16, pcm24"):
-        audio.write(tmp_path / "a.flac", good, RATE)
+    with pytest.raises(ConfigurationError, match=r"\.flac files can be encoded as pcm24, pcm16"):
+        audio.write(tmp_path / "a.flac", good, RATE, "float32")
     with pytest.raises(ConfigurationError, match=r"ending in \.wav or \.flac"):
         audio.write(tmp_path / "a.mp3", good, RATE)
     (tmp_path / "b.wav").mkdir()
@@ -546,11 +547,15 @@ def test_writing_what_can_not_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         audio.write(tmp_path / "b.wav", good, RATE)
     with pytest.raises(MissingFileError, match="no folder"):
         audio.write(tmp_path / "none" / "a.wav", good, RATE)
-    for rate in (0, -1, 0.5):
+    for rate in (0, -1, 0.5, None, "44100", math.nan, math.inf, True):
         with pytest.raises(SampleRateError, match="positive integer"):
             audio.write(tmp_path / "a.wav", good, rate)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"\(channel, time\)"):
         audio.write(tmp_path / "a.wav", good[0], RATE)
+    with pytest.raises(
+        ShapeError, match=r"got shape \(2205, 2\), which seems to be \(time, channel\), .* exchange the axes"
+    ):
+        audio.write(tmp_path / "a.wav", torch.zeros(2205, 2), RATE)
     with pytest.raises(ShapeError, match=r"\(3, time\)"), audio.Writer(tmp_path / "a.wav", RATE, 3) as writer:
         writer.write(good)
     with pytest.raises(ConfigurationError, match="at least 1 channel"):
@@ -565,6 +570,103 @@ def test_writing_what_can_not_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="4 GiB"):
         audio.write(tmp_path / "a.wav", good, RATE)
     assert [child.name for child in tmp_path.iterdir()] == ["b.wav"]
+
+
+def test_each_format_has_an_encoding_of_its_own(tmp_path: Path) -> None:
+    samples = torch.from_numpy(tone())
+    audio.write(tmp_path / "a.flac", samples, RATE)
+    assert (audio.read(tmp_path / "a.flac").samples - samples).abs().max() <= 2**-24
+    assert soundfile.info(tmp_path / "a.flac").subtype == "PCM_24"
+    audio.write(tmp_path / "a.wav", samples, RATE)
+    assert soundfile.info(tmp_path / "a.wav").subtype == "FLOAT"
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_the_same_samples_give_the_same_file(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile puts the clock into float WAV files."""
+    samples = torch.from_numpy(tone())
+    audio.write(tmp_path / f"a.{suffix}", samples, RATE)
+    time.sleep(1.1)
+    audio.write(tmp_path / f"b.{suffix}", samples, RATE)
+    assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    assert audio.digest(tmp_path / f"a.{suffix}") == audio.digest(tmp_path / f"b.{suffix}")
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "é" * 125, "🎵" * 62])
+def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
+    samples = torch.from_numpy(tone(0.1))
+    with audio.Writer(tmp_path / f"{name}.wav", RATE, 2) as one:
+        one.write(samples)
+        with audio.Writer(tmp_path / f"{name[:-1]}y.wav", RATE, 2) as other:  # whose beginning is the same
+            other.write(2 * samples)
+    assert torch.equal(audio.read(tmp_path / f"{name}.wav").samples, samples)
+    assert torch.equal(audio.read(tmp_path / f"{name[:-1]}y.wav").samples, 2 * samples)
+
+
+FULL = """
+import resource, signal, sys, torch
+from pyrosep import audio
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with audio.Writer(sys.argv[1], 8000, 1, sys.argv[2]) as writer:
+        for _ in range(100):
+            writer.write(torch.randn(1, 1000).clamp(-1, 1))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("suffix", "encoding"), [("wav", "float32"), ("wav", "pcm16"), ("flac", "pcm24")])
+def test_a_full_disk_leaves_what_was_there(suffix: str, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"older")
+    ended = subprocess.run([sys.executable, "-c", FULL, str(path), encoding], capture_output=True, text=True)
+    assert "is the disk full?" in ended.stdout, ended.stderr
+    assert path.read_bytes() == b"older"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_can_only_be_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        audio.write(tmp_path / "in" / "a.wav", torch.from_numpy(tone()), RATE)
+
+
+# Types of samples
+
+
+TYPES = {
+    "float32": 1.0, "float64": 1.0, "float16": 1.0, ">f4": 1.0,
+    "int16": 2**15, "int32": 2**31, "int8": 2**7, ">i2": 2**15,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_arrays_of_any_type_can_be_written_and_resampled(kind: str, tmp_path: Path) -> None:
+    values = np.rint(tone() * 2**7) / 2**7
+    given = (values * TYPES[kind]).astype(kind)
+    audio.write(tmp_path / "a.wav", given, RATE)
+    assert torch.equal(audio.read(tmp_path / "a.wav").samples, torch.from_numpy(values).float())
+    with audio.Writer(tmp_path / "b.wav", RATE, 2, "pcm16") as writer:
+        writer.write(given)
+    assert torch.equal(audio.read(tmp_path / "b.wav").samples, torch.from_numpy(values).float())
+    expected = audio.resample(torch.from_numpy(values).float(), RATE, 16_000)
+    assert (audio.resample(given, RATE, 16_000) - expected).abs().max() < 1e-6
+    assert (audio.resample(given[:, ::-1], RATE, RATE) - torch.from_numpy(values).float().flip(-1)).abs().max() < 1e-7
+
+
+def test_bytes_count_from_their_middle() -> None:
+    assert audio.resample(np.array([0, 128, 192], np.uint8), 8000, 8000).tolist() == [-1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("kind", ["int64", "bool", "complex64", "object", "<U1"])
+def test_types_that_are_no_sounds(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match="expected samples as floating-point numbers, or as integers of 8, 16 or"
+    ):
+        audio.write(tmp_path / "a.wav", np.zeros((2, 10)).astype(kind), RATE)
 
 
 # Resampling
@@ -658,7 +760,19 @@ def test_any_ratio_of_rates(rate: int, other: int) -> None:
     assert (found - expected)[other // 4 : 3 * other // 4].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("rates", [(0, 1), (1, -1), (1.5, 1), (44_100, 16_000.5), (True, 2)])
+@pytest.mark.parametrize("rate", [4000, 11_127, 22_254, 22_255, 44_056, 44_101, 96_001, 383_999, 384_000])
+@pytest.mark.parametrize("other", [16_000, 44_100])
+def test_rates_are_set_up_at_once(rate: int, other: int) -> None:
+    samples = torch.zeros(1, rate // 10)
+    start = time.process_time()
+    audio.resample(samples, rate, other)
+    audio.resample(samples[:, : other // 10], other, rate)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "rates", [(0, 1), (1, -1), (1.5, 1), (44_100, 16_000.5), (True, 2), (None, 1), ("a", 1), (math.nan, 1)]
+)
 def test_rates_out_of_range(rates: tuple[int, int]) -> None:
     with pytest.raises(SampleRateError, match="positive integer"):
         audio.resample(torch.zeros(10), *rates)
