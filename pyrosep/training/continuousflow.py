@@ -17,8 +17,7 @@ from pyrosep.priors.continuousflow import ContinuousFlow
 from pyrosep.signal.spectra import periodogram
 from pyrosep.training.frames import LEVELS, Frames, highest_level, noised_frames
 from pyrosep.training.interference import HeardFrames, Interference
-from pyrosep.training.settings import PRESETS
-from pyrosep.training.trainer import Trainer
+from pyrosep.training.trainer import Trainer, trainer_or_preset
 
 __all__ = ["SPREAD", "denoising_loss", "interfered_batch", "noised_batch", "train_continuousflow", "training_levels"]
 
@@ -62,7 +61,7 @@ def train_continuousflow(
     Raises:
         ConfigurationError: levels out of order, a start of another size, or interference for frames without others.
     """
-    trainer = Trainer(PRESETS["continuousflow"]) if trainer is None else trainer
+    trainer = trainer_or_preset(trainer, "continuousflow")
     others = frames.draw_others
     if interference is not None and others is None:
         raise ConfigurationError("interference needs frames of other sources; give frames with draw_others")

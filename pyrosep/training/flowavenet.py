@@ -17,8 +17,8 @@ from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.signal.spectra import periodogram
 from pyrosep.training.frames import LEVELS, Frames, highest_level, noised_frames
-from pyrosep.training.settings import PRESETS, TrainingSettings
-from pyrosep.training.trainer import Trainer
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer, trainer_or_preset
 from pyrosep.zoo import load_priors, save_priors
 
 __all__ = ["finetune_flowavenet", "train_flowavenet"]
@@ -69,7 +69,7 @@ def train_flowavenet(
         ConfigurationError: levels out of order, frames that the flow's stride does not divide, or a start of another
             size.
     """
-    trainer = Trainer(PRESETS["flowavenet"]) if trainer is None else trainer
+    trainer = trainer_or_preset(trainer, "flowavenet")
     settings = trainer.settings
     network, top = _fresh(frames, size, settings, sigma_min, sigma_max, start)
 

@@ -16,8 +16,7 @@ from pyrosep.priors import ContinuousFlow
 from pyrosep.training.agreement import AgreeingFrames
 from pyrosep.training.continuousflow import denoising_loss, noised_batch, training_levels
 from pyrosep.training.frames import Frames
-from pyrosep.training.settings import PRESETS
-from pyrosep.training.trainer import Trainer
+from pyrosep.training.trainer import Trainer, trainer_or_preset
 
 __all__ = ["train_together"]
 
@@ -75,54 +74,86 @@ def train_together(
     Raises:
         ConfigurationError: priors that it is not for, or frames of other sources.
     """
-    trainer = Trainer(PRESETS["together"]) if trainer is None else trainer
+    trainer = trainer_or_preset(trainer, "together")
+    _check(priors, frames)
+    if not (0 < presence <= 1 and 0 <= agreement <= 1 and alone >= 0 and levels >= 1):
+        raise ConfigurationError(
+            "expected presence in (0, 1], agreement in [0, 1], alone of at least 0 and levels of at least 1; got "
+            f"{presence}, {agreement}, {alone} and {levels}"
+        )
+    network = _Together(priors, levels).requires_grad_(True)
+    batches = _Batches(priors, frames, trainer, presence=presence, agreement=agreement, alone=alone)
+    about = {"presence": presence, "agreement": agreement, "alone": alone, "levels": levels, "sources": list(priors)}
+    held_out = torch.stack(
+        [own.held_out_apart(k)[:_HELD_OUT, : batches.time] for k, own in enumerate(frames.values())], 1
+    )
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return _figures(network, held_out, trainer.settings.seed)
+
+    result = trainer.fit(network, _loss, batches.draw, validate=validate, about=about)
+    network.cpu()
+    return dict(priors), result.report()
+
+
+def _check(priors: Mapping[str, ContinuousFlow], frames: Mapping[str, Frames]) -> None:
+    """Raise ConfigurationError for priors that can't be trained together, or frames that are not theirs."""
     if list(priors) != list(frames):
         raise ConfigurationError(f"expected frames of the sources {list(priors)}; got those of {list(frames)}")
     if strange := [name for name, prior in priors.items() if not prior.knows_interference]:
         raise ConfigurationError(
             f"the priors of {', '.join(strange)} know nothing of interference; train them with it first"
         )
-    if not (0 < presence <= 1 and 0 <= agreement <= 1 and alone >= 0 and levels >= 1):
-        raise ConfigurationError(
-            "expected presence in (0, 1], agreement in [0, 1], alone of at least 0 and levels of at least 1; got "
-            f"{presence}, {agreement}, {alone} and {levels}"
-        )
     time = next(iter(priors.values())).time
     if short := [name for name, own in frames.items() if own.time < time]:
         raise ConfigurationError(f"expected frames of at least {time} samples; those of {', '.join(short)} are shorter")
-    network = _Together(priors, levels).requires_grad_(True)
-    variances = [float(prior.network.variance) for prior in priors.values()]
 
-    about = {"presence": presence, "agreement": agreement, "alone": alone, "levels": levels, "sources": list(priors)}
-    mixes = AgreeingFrames(
-        [own.draw for own in frames.values()],
-        time,
-        next(iter(frames.values())).sample_rate,
-        pool=max(_POOL, trainer.settings.batch),
-        seed=1009 * trainer.settings.seed + trainer.fabric.global_rank,
-    )
 
-    def draw(count: int) -> tuple[Tensor, ...]:
-        agreeing = int((torch.rand(count) < agreement).sum())
-        clean = torch.stack([own.draw(count - agreeing)[:, :time] for own in frames.values()], 1)
-        if agreeing:
-            clean = torch.cat([mixes(agreeing, trainer.step), clean])
-        clean = clean * (torch.rand(count, len(frames), 1) < presence)
-        parts: list[Tensor] = [clean]
-        few = round(alone * count)
-        for own, prior, variance in zip(frames.values(), priors.values(), variances, strict=True):
+class _Batches:
+    """Batches to train on: sources of mixes, and noised frames of each source alone.
+
+    Arguments:
+        priors, frames: by source.
+        trainer: whose step decides which frames agree.
+        presence, agreement, alone: see :func:`train_together`.
+    """
+
+    def __init__(
+        self,
+        priors: Mapping[str, ContinuousFlow],
+        frames: Mapping[str, Frames],
+        trainer: Trainer,
+        *,
+        presence: float,
+        agreement: float,
+        alone: float,
+    ) -> None:
+        self.priors, self.frames, self.trainer = list(priors.values()), list(frames.values()), trainer
+        self.presence, self.agreement, self.alone = presence, agreement, alone
+        self.time = self.priors[0].time
+        self.variances = [float(prior.network.variance) for prior in self.priors]
+        self.agreeing = AgreeingFrames(
+            [own.draw for own in self.frames],
+            self.time,
+            self.frames[0].sample_rate,
+            pool=max(_POOL, trainer.settings.batch),
+            seed=1009 * trainer.settings.seed + trainer.fabric.global_rank,
+        )
+
+    def draw(self, count: int) -> tuple[Tensor, ...]:
+        """Sources ``(count, source, time)``, then for each source frames alone, their levels and their noise."""
+        few, parts = round(self.alone * count), [self._sources(count)]
+        for own, prior, variance in zip(self.frames, self.priors, self.variances, strict=True):
             sigma = training_levels(few, math.sqrt(variance), prior.sigma_min, prior.sigma_max, None)
-            parts += noised_batch(own.draw(few)[:, :time], sigma, variance)
+            parts += noised_batch(own.draw(few)[:, : self.time], sigma, variance)
         return tuple(parts)
 
-    held_out = torch.stack([own.held_out_apart(k)[:_HELD_OUT, :time] for k, own in enumerate(frames.values())], 1)
-
-    def validate(network: nn.Module) -> dict[str, float]:
-        return _figures(network, held_out, trainer.settings.seed)
-
-    result = trainer.fit(network, _loss, draw, validate=validate, about=about)
-    network.cpu()
-    return dict(priors), result.report()
+    def _sources(self, count: int) -> Tensor:
+        agreeing = int((torch.rand(count) < self.agreement).sum())
+        clean = torch.stack([own.draw(count - agreeing)[:, : self.time] for own in self.frames], 1)
+        if agreeing:
+            clean = torch.cat([self.agreeing(agreeing, self.trainer.step), clean])
+        return clean * (torch.rand(count, len(self.frames), 1) < self.presence)
 
 
 class _Together(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from pyrosep.errors import CheckpointError, DivergenceError
 from pyrosep.training.muon import Muon, is_matrix
-from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.settings import PRESETS, TrainingSettings
 
-__all__ = ["Trainer", "TrainingResult"]
+__all__ = ["Trainer", "TrainingResult", "trainer_or_preset"]
 
 #: Beside Muon, what is not a matrix is trained by AdamW, at this part of the learning rate.
 _BESIDE_MUON = 0.15
@@ -39,7 +39,7 @@ Validate = Callable[[nn.Module], Mapping[str, float]]
 
 @dataclass
 class TrainingResult:
-    """What came of it.
+    """Result of a training run.
 
     Attributes:
         network: with the averaged weights.
@@ -160,31 +160,22 @@ class Trainer:
             for step in range(result.step, stop):
                 self.step = step
                 torch.manual_seed(_seed(settings.seed, step, fabric.global_rank))
-                for optimizer in optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = group["initial_lr"] * settings.rate(step) / settings.learning_rate
+                rate = settings.rate(step)
+                _set_rate(optimizers, rate, settings.learning_rate)
                 value = loss(module, fabric.to_device(draw(settings.batch // fabric.world_size)))
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                fabric.backward(value)
-                norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-                if bool(torch.isfinite(norm)):  # the same on all processes: gradients are averaged by now
-                    for optimizer in optimizers:
-                        optimizer.step()
-                    bad = 0
-                else:
-                    result.skipped, bad = result.skipped + 1, bad + 1
-                    if bad >= _PATIENCE:
-                        raise DivergenceError(
-                            f"the gradient of {bad} steps in a row is not finite, at step {step + 1}; train with a "
-                            f"learning rate below {settings.learning_rate:g}, or with --precision 32-true"
-                        )
+                norm, moved = self._descend(value, network, optimizers)
+                result.skipped, bad = (result.skipped, 0) if moved else (result.skipped + 1, bad + 1)
+                if bad >= _PATIENCE:
+                    raise DivergenceError(
+                        f"the gradient of {bad} steps in a row is not finite, at step {step + 1}; train with a "
+                        f"learning rate below {settings.learning_rate:g}, or with precision '32-true'"
+                    )
                 _follow(average, network, min(settings.ema, (1 + step) / (10 + step)))
                 result.step = step + 1
                 bar.update()
                 last = result.step == stop
                 if writer is not None and (result.step % 20 == 0 or last):
-                    figures = {"loss": value.item(), "gradient_norm": norm.item(), "learning_rate": settings.rate(step)}
+                    figures = {"loss": value.item(), "gradient_norm": norm.item(), "learning_rate": rate}
                     bar.set_postfix(loss=f"{figures['loss']:.4g}", refresh=False)
                     for name, figure in figures.items():
                         writer.add_scalar(f"training/{name}", figure, result.step)
@@ -200,7 +191,19 @@ class Trainer:
         result.seconds = time.perf_counter() - began
         return result
 
-    # --- what happens now and then --------------------------------------------------------------------------------
+    def _descend(self, loss: Tensor, network: nn.Module, optimizers: list[Any]) -> tuple[Tensor, bool]:
+        """Take one step down the loss; return the gradient's norm, and whether it was finite and the step was made."""
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.fabric.backward(loss)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.settings.clip)
+        if not bool(torch.isfinite(norm)):  # the same on all processes: gradients are averaged by now
+            return norm, False
+        for optimizer in optimizers:
+            optimizer.step()
+        return norm, True
+
+    # --- validation, logging and checkpoints ----------------------------------------------------------------------
 
     def _validated(
         self, network: nn.Module, average: dict[str, Tensor], validate: Validate, result: TrainingResult, writer: Any
@@ -276,6 +279,16 @@ class Trainer:
             raise CheckpointError(f"{path} can't be resumed from ({first}); remove it to start anew") from error
 
 
+def trainer_or_preset(trainer: Trainer | None, kind: str) -> Trainer:
+    """Return the given trainer; without one, a trainer with the preset of this kind of training, labelled by it.
+
+    Arguments:
+        trainer: with its own settings, or ``None``.
+        kind: a key of :data:`~pyrosep.training.settings.PRESETS`.
+    """
+    return Trainer(PRESETS[kind], label=kind) if trainer is None else trainer
+
+
 def launch(settings: TrainingSettings) -> Any:
     """Lightning Fabric for these settings, with its processes started: to be called once in a program."""
     from lightning.fabric import Fabric
@@ -306,6 +319,13 @@ def _optimizers(network: nn.Module, settings: TrainingSettings) -> list[torch.op
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _set_rate(optimizers: list[Any], rate: float, largest: float) -> None:
+    """Set the learning rates of all groups, each in proportion to its own largest one."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate / largest
 
 
 class _Autocast(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pyrosep.errors import CheckpointError, ConfigurationError, DivergenceError
-from pyrosep.training.settings import TrainingSettings
-from pyrosep.training.trainer import Trainer
+from pyrosep.training.settings import PRESETS, TrainingSettings
+from pyrosep.training.trainer import Trainer, trainer_or_preset
 
 # Lightning asks for worker processes and the like; a person at the command line sees it, a test does not care.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -109,6 +109,13 @@ def test_it_returns_the_averaged_weights_and_validates_with_them():
     assert float((last - own[-1]).abs().max()) < 0.05 * 2  # AdamW moves a weight by at most about the rate a step
     assert not result.network.training
     assert not any(parameter.requires_grad for parameter in result.network.parameters())
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_without_a_trainer_a_training_has_the_preset_of_its_kind(kind):
+    assert trainer_or_preset(None, kind).settings == PRESETS[kind]
+    own = Trainer(quiet=True)
+    assert trainer_or_preset(own, kind) is own
 
 
 def test_learning_rate_rises_and_falls():
