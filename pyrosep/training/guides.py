@@ -20,12 +20,12 @@ from pyrosep.metrics import si_sdr, sounding
 from pyrosep.mixing import at_level, plate_nesting
 from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms
-from pyrosep.training.settings import PRESETS, TrainingSettings
-from pyrosep.training.trainer import Trainer, TrainingResult
+from pyrosep.training.objectives import OBJECTIVES, GuideObjective
+from pyrosep.training.settings import TrainingSettings
+from pyrosep.training.trainer import Trainer, TrainingResult, trainer_or_preset
 
 __all__ = ["OBJECTIVES", "fit_guide"]
 
-OBJECTIVES = ("simulated", "elbo", "both")
 #: The least root mean square of a mix that deviations are compared with.
 _QUIET = 1e-4
 #: Mixes that are validated on, at most, and how many are simulated where none are held out.
@@ -49,14 +49,9 @@ def fit_guide(
 ) -> TrainingResult:
     r"""Train a guide in place. No mix is ever seen together with its own sources.
 
-    - ``"elbo"``: maximise :math:`E_q[\log p(m, s) - \log q(s | m)]` over mixes alone (:class:`pyro.infer.Trace_ELBO`).
-      With Gaussian priors and a Normal observation that is minus a Kullback-Leibler divergence and a squared error, the
-      loss of a variational auto-encoder. The priors are smoothed: their noise level falls geometrically from
-      ``sigma_max`` to their own over the first part ``annealing`` of the steps, and stays there.
-    - ``"simulated"``: maximise :math:`\log q(s | m)` over pairs that the model draws from its priors, or from unpaired
-      ``stems``: the forward divergence, objective of :class:`pyro.infer.CSIS` (Le et al., 2017). It does not settle on
-      one mode of the posterior.
-    - ``"both"``: the first half of the steps by simulation, the second by the ELBO.
+    The objective is ``"simulated"``, by pairs that the model draws from its priors or from unpaired ``stems``;
+    ``"elbo"``, the evidence lower bound of mixes alone; or ``"both"``, one after the other: see
+    :class:`~pyrosep.training.objectives.GuideObjective`.
 
     The loss is in nats for each sample of a source. The priors must be on the device that ``settings`` names.
 
@@ -67,14 +62,11 @@ def fit_guide(
         data: mixes to train on, for the ELBO: a tensor ``(mix, ..., time)``, a data set whose items are mixes or begin
             with one (what follows it is not looked at), or a function that draws so many by torch's generator.
         objective: see above.
-        trainer: with the settings, and a folder for checkpoints; a batch is one of mixes. By default with the preset.
+        trainer: with the settings, and a folder for checkpoints; a batch is one of mixes. By default it has the preset.
         stems: by source, a function that draws so many frames ``(count, time)`` of that source alone; for simulation.
         cuts: lengths in samples that simulated mixes are cut into, at random one of them or none in a step: for a guide
             that is to read frames of several lengths. Of a model in which a piece of a mix is the mix of the pieces.
-        beta: for simulation, weigh the log-density of each sample of a source by :math:`(\sigma / \|m\|)^{2\beta}`, by
-            its own deviation beside the mix's root mean square, through which no gradient passes (Seitzer et al.,
-            2022). At 0 it is the likelihood, and quiet passages count as much as loud ones; at 1 means are drawn to the
-            sources by the squared error.
+        beta: for simulation, from 0, the likelihood, to 1, at which quiet passages count for less.
         held_out: mixes to validate on, as ``data``; where they come with their sources, SI-SDR is reported. By default
             mixes simulated once, if the objective simulates.
         num_samples: draws behind the bounds of the validation; 0 leaves ``elbo`` and ``iwae`` out, which ask the priors
@@ -104,38 +96,18 @@ def fit_guide(
         >>> sorted(result.history[-1])
         ['elbo', 'iwae', 'log_q', 'step']
     """
-    trainer = Trainer(PRESETS["guide"], label="guide") if trainer is None else trainer
-    settings = trainer.settings
-    if objective not in OBJECTIVES:
-        raise ConfigurationError(f"objective must be one of {OBJECTIVES}; got {objective!r}")
+    trainer = trainer_or_preset(trainer, "guide")
+    goal = GuideObjective(objective, tuple(cuts), beta, sigma_max, annealing)
+    goal.check_data(data, stems)
     if not isinstance(guide, EncoderGuide):
         raise ConfigurationError(f"fit_guide trains an EncoderGuide; got a {type(guide).__name__}: use pyro.infer.SVI")
-    if not 0 <= annealing <= 1 or num_samples < 0:
-        raise ConfigurationError(
-            f"annealing must be from 0 to 1 and num_samples at least 0; got {annealing!r} and {num_samples!r}"
-        )
-    if not 0 <= beta <= 1:
-        raise ConfigurationError(f"beta must be from 0 to 1; got {beta!r}")
-    if objective != "simulated" and data is None:
-        raise ConfigurationError(f"objective {objective!r} needs mixes to train on; give them as data")
-    if objective == "elbo" and stems:
-        raise ConfigurationError("stems are for objectives that simulate; with 'elbo' there is no use for them")
-    if objective == "elbo" and cuts:
-        raise ConfigurationError(
-            "cuts are for objectives that simulate; with 'elbo' frames are as the priors have them"
-        )
+    if num_samples < 0:
+        raise ConfigurationError(f"num_samples must be at least 0; got {num_samples!r}")
     # What the guide registers in Pyro's param store is the trainer's to optimise, and nobody else's.
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        run = _Run(model, guide, data, objective, settings, stems, cuts, sigma_max, annealing, beta)
+        run = _Run(model, guide, data, goal, trainer.settings, stems)
         validate = _Validation(run, held_out, num_samples)
-        about = {
-            "objective": objective,
-            "cuts": list(cuts),
-            **({"beta": beta} if beta else {}),
-            "annealing": annealing,
-            "sigma_max": sigma_max,
-        }
-        result = trainer.fit(run.counted, run.loss, run.draw, validate=validate, about=about)
+        result = trainer.fit(run.counted, run.loss, run.draw, validate=validate, about=goal.about)
     guide.requires_grad_(True)
     result.network = guide
     return result
@@ -162,21 +134,17 @@ class _Run:
         model: Callable[..., Any],
         guide: EncoderGuide,
         data: Any,
-        objective: str,
+        objective: GuideObjective,
         settings: TrainingSettings,
-        stems: Mapping[str, Callable[[int], Tensor]] | None,
-        cuts: Sequence[int],
-        sigma_max: float | None,
-        annealing: float,
-        beta: float = 0.0,
+        stems: Mapping[str, Callable[[int], Tensor]] | None = None,
     ) -> None:
-        self.model, self.stems, self.settings, self.beta = model, stems, settings, beta
+        self.model, self.stems, self.settings, self.beta = model, stems, settings, objective.beta
         self.counted = _Counted(guide)
-        self.simulated = {"simulated": settings.steps, "elbo": 0, "both": settings.steps // 2}[objective]
-        self.annealed = max(1, round(annealing * (settings.steps - self.simulated)))
+        self.simulated = objective.simulated_steps(settings.steps)
+        self.annealed = objective.annealed_steps(settings.steps)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.mixes = None if objective == "simulated" else _mixes(data)
+            self.mixes = _mixes(data) if objective.needs_mixes else None
             mix = simulate(model, 2, stems=stems)[0] if self.mixes is None else self.mixes(2)
             guide._check(mix)
             if mix.ndim != (2 if guide.channels is None else 3):
@@ -200,11 +168,12 @@ class _Run:
                 check_independence(model, guide, mix)
         self.nesting = plate_nesting(single)
         self.names, self.time = list(priors), mix.shape[-1]
-        if bad := [cut for cut in cuts if not 0 < cut < self.time]:
+        if bad := [cut for cut in objective.cuts if not 0 < cut < self.time]:
             raise ConfigurationError(f"cuts must be from 1 to below the mixes' {self.time} samples; got {bad}")
-        self.lengths = [self.time, *cuts]
+        self.lengths = [self.time, *objective.cuts]
         self.samples = sum(prior.time for prior in priors.values())
         self.bottom = max(min(float(prior.sigma.min()) for prior in priors.values()), 1e-6)
+        sigma_max = objective.sigma_max
         if sigma_max is None:
             sigma_max = max(rms(prior) * math.sqrt(prior.time) for prior in priors.values()) / 3
         self.top = max(float(sigma_max), self.bottom)

@@ -12,6 +12,7 @@ from pyrosep.guides import simulate
 from pyrosep.mixing import mean_mix, panned_mix, unknown_gains_mix
 from pyrosep.nn.refining import UNetSize
 from pyrosep.training.guides import _Run, log_q
+from pyrosep.training.objectives import GuideObjective
 from pyrosep.training.settings import TrainingSettings
 from pyrosep.training.trainer import Trainer
 
@@ -85,7 +86,8 @@ def test_by_the_elbo_it_learns_from_mixes_alone(priors, project):
 
 def test_both_in_turn(priors):
     """The noise level falls over the second half, from the top to the priors' own."""
-    run = _Run(mean_mix(priors), guide(priors), torch.randn(9, TIME), "both", settings(100), None, (), 2.0, 0.5)
+    objective = GuideObjective("both", sigma_max=2.0, annealing=0.5)
+    run = _Run(mean_mix(priors), guide(priors), torch.randn(9, TIME), objective, settings(100))
     assert (run.simulated, run.annealed) == (50, 25)
     assert [run.level(0), run.level(25), run.level(49)] == pytest.approx([2.0, 1e-3, 1e-3])
     assert run.level(5) > run.level(6)
@@ -101,7 +103,7 @@ def test_its_simulated_objective_is_that_of_csis(priors):
     joint = [csis._sample_from_joint(observations={"mix": torch.zeros(TIME)}) for _ in range(4)]
     expected = sum(csis._differentiable_loss_particle(csis._get_matched_trace(trace)) for trace in joint)
     mix, low, high = (torch.stack([trace.nodes[name]["value"] for trace in joint]) for name in ("mix", "low", "high"))
-    run = _Run(model, own, None, "simulated", settings(10), None, (), None, 0.5)
+    run = _Run(model, own, None, GuideObjective(), settings(10))
     loss = run.loss(own, (mix, {"low": low, "high": high}))
     # Sums of 512 terms in single precision.
     torch.testing.assert_close(loss, expected / (4 * 2 * TIME), rtol=1e-4, atol=1e-4)
@@ -148,7 +150,7 @@ def test_on_unpaired_stems(priors):
 def test_pieces_of_simulated_mixes_are_mixes_of_the_pieces(priors, make):
     model = make(priors, noise=1e-6)
     own = EncoderGuide.for_model(model, simulate(model, 1)[0][0], size=TINY)
-    run = _Run(model, own, None, "simulated", settings(2), None, (24, 10), None, 0.7)
+    run = _Run(model, own, None, GuideObjective(cuts=(24, 10)), settings(2))
     seen = set()
     for seed in range(20):
         torch.manual_seed(seed)
@@ -292,6 +294,8 @@ def test_errors(priors):
         ({"objective": "elbo", "data": 3}, "expected mixes as a tensor"),
         ({"objective": "elbo", "data": []}, "the data set is empty"),
         ({"annealing": 2.0}, "annealing must be from 0 to 1"),
+        ({"beta": 1.5}, "beta must be from 0 to 1"),
+        ({"num_samples": -1}, "num_samples must be at least 0"),
         ({"trainer": Trainer(settings(2, accelerator="cuda"))}, r"move them: prior.to\('cuda'\)"),
         ({"guide": lambda mix: None}, "pyro.infer.SVI"),
         ({"model": unknown_gains_mix(priors)}, "for_model builds one"),
