@@ -229,7 +229,11 @@ def train_continuousflow_command(
         float, typer.Option(min=0.0, max=1.0, help="Share of frames that other sources are mixed into; 0: none.")
     ] = 0.0,
     told: Annotated[
-        str, typer.Option(help="What the network is told of other sources: presence, level or nothing.")
+        str,
+        typer.Option(
+            help="What the network is told of other sources: presence, level or nothing; apart: a second network is "
+            "trained, and that of --start stays as it is."
+        ),
     ] = "presence",
     start: Start = None,
     workers: Workers = 1,
@@ -443,6 +447,8 @@ def _train_continuousflow(job: dict[str, Any], frames: Any, trainer: Any) -> tup
     from pyrosep.nn.denoiser import DENOISERS
     from pyrosep.priors import ContinuousFlow
     from pyrosep.training.continuousflow import train_continuousflow
+    from pyrosep.zoo import prior_set_info
+    from pyrosep.zoo.weights import load_weights
 
     begun = _begun(job, ContinuousFlow)
     prior, report = train_continuousflow(
@@ -455,4 +461,7 @@ def _train_continuousflow(job: dict[str, Any], frames: Any, trainer: Any) -> tup
         interference=job["interference"],
         start=begun,
     )
+    if prior.interfered is not None:  # what is told of the first network stays as it was
+        before = load_weights(prior_set_info(job["start"]).folder)[0]["priors"][job["source"]]
+        report = before | {"second network": report}
     return {"": prior}, report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,46 +13,27 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.nn.denoiser import BandDenoiser, Preconditioned
 from pyrosep.nn.precision import chosen_precision
 from pyrosep.priors.base import SourcePrior
-from pyrosep.priors.gaussian import GaussianPrior
+from pyrosep.priors.probability_flow import LogDensity, ProbabilityFlow
 from pyrosep.signal.spectra import ShortTimeSpectrum, interpolate_spectrum
 
 #: Frames up to so many samples have the trace of their density exact by default; others by so many probes.
 _EXACT, _PROBES = 256, 16
-#: Frames that the network gets at once for the trace of a density.
-_ROWS = 256
 
 __all__ = ["ContinuousFlow", "LogDensity"]
-
-
-class LogDensity(NamedTuple):
-    """A log-density in nats and how well it is known.
-
-    Attributes:
-        value: ``(...)``.
-        standard_error: of the trace's random estimate, ``(...)``; 0 where the trace is exact.
-    """
-
-    value: Tensor
-    standard_error: Tensor
 
 
 class ContinuousFlow(SourcePrior):
     r"""A source's density by a learned denoiser, at all noise levels (a continuous normalizing flow).
 
-    The score, :math:`(D(x; \sigma) - x) / \sigma^2`, takes one pass of the network. Frames at different levels are
-    carried into each other by the probability-flow equation :math:`dx / d\sigma = (x - D(x; \sigma)) / \sigma` (Song
-    et al., 2021; Karras et al., 2022), which here is, for the density is then exact where F is zero,
+    The score, :math:`(D(x; \sigma) - x) / \sigma^2`, takes one pass of the network. Draws and densities follow the
+    probability-flow equation :math:`dx / d\sigma = (x - D(x; \sigma)) / \sigma` through the levels
+    (:class:`~pyrosep.priors.probability_flow.ProbabilityFlow`). A density takes the trace of the network's Jacobian all
+    along that way. So :meth:`log_prob` is none, unless asked for by :meth:`with_density`: it is zero and has the score
+    for its gradient, which is all that Langevin moves need. :meth:`log_density` finds the density of some frames.
 
-    .. math:: \frac{dy}{d\theta} = -F(y; \sigma), \qquad y = \frac{x}{\sqrt{v + \sigma^2}}, \quad
-              \tan\theta = \frac{\sigma}{\sqrt v},
-
-    by Heun's method between levels evenly spaced in :math:`\log\sigma`. At the highest level, and above, the density is
-    that of a stationary Gaussian with the source's spectrum, in noise; levels below ``sigma_min`` are reached from
-    there in one step.
-
-    A density takes the trace of F's Jacobian all along that way. So :meth:`log_prob` is none, unless asked for by
-    :meth:`with_density`: it is zero and has the score for its gradient, which is all that Langevin moves need.
-    :meth:`log_density` finds the density of some frames.
+    A prior knows interference (:attr:`knows_interference`) if its network can be told of it, or if it has a second
+    network, which was trained on frames with interference and is asked wherever there is some. Two networks need twice
+    the memory; with them the prior of the source alone is what it was before it met other sources.
 
     Arguments:
         network: trained; it is frozen and set to eval mode (a copy shares it).
@@ -61,6 +42,10 @@ class ContinuousFlow(SourcePrior):
         sigma_min, sigma_max: lowest and highest noise level that the network was trained for; the highest is by default
             :math:`\sqrt{v}` times the root of the frame that is given here.
         sample_rate: Hz.
+        interfered: the network that is asked where there is interference; ``None`` where it is ``network``, if any.
+
+    Raises:
+        ConfigurationError: levels out of order, or two networks that know interference.
 
     Example:
         >>> from pyrosep.nn import DENOISERS, Denoiser
@@ -91,10 +76,18 @@ class ContinuousFlow(SourcePrior):
         sigma_min: float = 0.01,
         sigma_max: float | None = None,
         sample_rate: int | None = None,
+        interfered: Preconditioned | None = None,
     ) -> None:
         super().__init__(frame, sigma, sigma_min=sigma_min, sample_rate=sample_rate)
         self.network = network.eval().requires_grad_(False)
-        self.knows_interference = network.interference is not None
+        self.interfered = None if interfered is None else interfered.eval().requires_grad_(False)
+        told = [one for one in (network, interfered) if one is not None and one.interference is not None]
+        if interfered is not None and told:
+            raise ConfigurationError(
+                "neither of two networks is told of interference, for the second is asked wherever there is some; "
+                "train the second with told='apart', beside one of its source alone"
+            )
+        self.knows_interference = interfered is not None or bool(told)
         self.sigma_max = math.sqrt(float(network.variance) * frame) if sigma_max is None else float(sigma_max)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ConfigurationError(
@@ -110,10 +103,13 @@ class ContinuousFlow(SourcePrior):
 
     # --- the denoiser -----------------------------------------------------------------------------------------
 
-    @property
-    def _alpha(self) -> Tensor | None:
-        """What the network is told of interference."""
-        return self.network.variance.new_tensor([self.interference]) if self.interference else None
+    def _asked(self) -> tuple[Preconditioned, Tensor | None]:
+        """The network that denoises here, and what it is told of interference."""
+        if not self.interference:
+            return self.network, None
+        if self.interfered is not None:
+            return self.interfered, None
+        return self.network, self.network.variance.new_tensor([self.interference])
 
     def _flat(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Frames ``(n, time)`` in their own precision, and their levels in the network's, ``(n,)``, or ``(1,)``."""
@@ -126,8 +122,9 @@ class ContinuousFlow(SourcePrior):
     def denoise(self, value: Tensor) -> Tensor:
         self._check_time(value)
         flat, sigma = self._flat(value)
+        network, alpha = self._asked()
         with self._casting():
-            clean = self.network.denoise(flat, sigma, self._alpha)
+            clean = network.denoise(flat, sigma, alpha)
         return clean.reshape(*self._batch_of(value), self.time)
 
     @property
@@ -135,12 +132,13 @@ class ContinuousFlow(SourcePrior):
         return self.network.transform if isinstance(self.network, BandDenoiser) else None
 
     def filtered(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(self.network, BandDenoiser):
+        network, alpha = self._asked()
+        if not isinstance(network, BandDenoiser):
             return super().filtered(value)
         self._check_time(value)
         flat, sigma = self._flat(value)
         with self._casting():
-            clean, gain = self.network.filtered(flat, sigma, self._alpha)
+            clean, gain = network.filtered(flat, sigma, alpha)
         batch = self._batch_of(value)
         return clean.reshape(*batch, self.time), gain.reshape(*batch, *gain.shape[1:])
 
@@ -177,15 +175,9 @@ class ContinuousFlow(SourcePrior):
         Arguments:
             options: of ``torch.compile``; on a GPU ``mode="reduce-overhead"`` replays CUDA graphs.
         """
-        new, network, net = copy.copy(self), copy.copy(self.network), copy.copy(self.network.net)
-        run = torch.compile(self.network.net.forward, **options)
-
-        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return tuple(output.clone() for output in run(*inputs))  # the next replay of a graph overwrites its outputs
-
-        net.forward = forward
-        network._modules = network._modules | {"net": net}
-        new.network = network
+        new = copy.copy(self)
+        new.network = _compiled(self.network, options)
+        new.interfered = None if self.interfered is None else _compiled(self.interfered, options)
         return new
 
     def with_precision(self, precision: str, *, compiled: bool = False) -> Self:
@@ -201,7 +193,7 @@ class ContinuousFlow(SourcePrior):
     def _batch_of(self, value: Tensor) -> torch.Size:
         return torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
 
-    # --- the density ------------------------------------------------------------------------------------------
+    # --- draws and densities ----------------------------------------------------------------------------------
 
     def with_density(self, *, steps: int | None = None, probes: int | None = None) -> Self:
         """The same prior with :meth:`log_density` for its :meth:`log_prob`, and :attr:`has_density` true.
@@ -216,11 +208,7 @@ class ContinuousFlow(SourcePrior):
         return new
 
     def log_density(self, value: Tensor, *, steps: int | None = None, probes: int | None = None) -> LogDensity:
-        r"""Log-density in nats of frames ``(..., time)`` by the probability-flow equation.
-
-        .. math:: \log p_\sigma(x) = \log p_{\sigma_\mathrm{max}}(x_\mathrm{max})
-                  + \frac T2 \log \frac{v + \sigma_\mathrm{max}^2}{v + \sigma^2}
-                  - \int_\theta^{\theta_\mathrm{max}} \mathrm{tr} \frac{\partial F}{\partial y} d\theta
+        """Log-density in nats of frames ``(..., time)`` by the probability-flow equation.
 
         Arguments:
             value: frames.
@@ -237,20 +225,9 @@ class ContinuousFlow(SourcePrior):
             probes = 0 if self.time <= _EXACT else _PROBES
         shape = self._batch_of(value)
         flat, sigma = self._flat(value)
-        if probes:
-            directions = torch.randint(0, 2, (probes, *flat.shape), device=flat.device).to(flat) * 2 - 1
-        else:
-            eye = torch.eye(self.time, dtype=flat.dtype, device=flat.device)
-            directions = eye.unsqueeze(1).expand(-1, len(flat), -1)
-        sigma = sigma.to(flat).expand(len(flat))
-        levels = self._levels(sigma, steps)
         with torch.set_grad_enabled(torch.is_grad_enabled() and value.requires_grad):
-            y, traces = self._carry(flat / self._scale(sigma), levels, directions)
-            end = GaussianPrior(self.network.spectrum.to(flat), self.time, levels[-1], sigma_min=0.0)
-            found = end.log_prob(y * self._scale(levels[-1])) - (traces.mean(0) if probes else traces.sum(0))
-            found = found + self.time * (self._scale(levels[-1]) / self._scale(sigma)).squeeze(-1).log()
-        error = traces.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(found, math.nan if probes else 0.0)
-        return LogDensity(found.reshape(shape), error.detach().reshape(shape))
+            found, error = self.equation.log_density(flat, sigma.to(flat).expand(len(flat)), steps, probes)
+        return LogDensity(found.reshape(shape), error.reshape(shape))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         if self.has_density:
@@ -263,66 +240,28 @@ class ContinuousFlow(SourcePrior):
         score = self.score(value)
         return self._log_prob(value) if self.has_density else score.new_zeros(score.shape[:-1]), score
 
-    # --- the probability-flow equation ------------------------------------------------------------------------
-
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
-            like = self.network.variance
-            rows = shape[:-1].numel()
-            sigma = self.sigma.to(like).expand(shape[:-1]).reshape(rows)
-            levels = self._levels(sigma, self.draw_steps).flip(0)
-            start = GaussianPrior(self.network.spectrum, self.time, levels[0], sigma_min=0.0).sample()
-            y, _ = self._carry(start / self._scale(levels[0]), levels)
-            return (y * self._scale(sigma)).reshape(shape)
+            sigma = self.sigma.to(self.network.variance).expand(shape[:-1]).reshape(shape[:-1].numel())
+            return self.equation.draw(sigma, self.time, self.draw_steps).reshape(shape)
 
-    def _scale(self, sigma: Tensor) -> Tensor:
-        r""":math:`\sqrt{v + \sigma^2}` with a time axis."""
-        return (self.network.variance.to(sigma) + sigma.square()).sqrt().unsqueeze(-1)
+    @property
+    def equation(self) -> ProbabilityFlow:
+        return ProbabilityFlow(self.network, self.sigma_min, self.sigma_max)
 
-    def _levels(self, sigma: Tensor, steps: int) -> Tensor:
-        """From levels ``(n,)`` up to the highest, ``(step + 1, n)``, or one more where any is below the lowest."""
-        low = sigma.clamp(min=self.sigma_min)
-        ratio = (self.sigma_max / low).clamp(min=1.0)
-        share = torch.linspace(0, 1, steps + 1, dtype=sigma.dtype, device=sigma.device).unsqueeze(-1)
-        levels = low * ratio**share
-        return torch.cat([sigma.unsqueeze(0), levels]) if bool((sigma < low).any()) else levels
 
-    def _carry(self, y: Tensor, levels: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Frames ``(n, time)`` carried through levels ``(step + 1, n)``, and the integral of ``d J d`` by directions.
+def _compiled(network: Preconditioned, options: dict[str, Any]) -> Preconditioned:
+    """A copy whose inner network is compiled; it shares the weights."""
+    new, net = copy.copy(network), copy.copy(network.net)
+    run = torch.compile(network.net.forward, **options)
 
-        Arguments:
-            directions: ``(k, n, time)``, of the Jacobian's quadratic forms; their integrals are ``(k, n)``.
-        """
-        angles = (levels / self.network.variance.sqrt().to(levels)).atan()
-        integral = y.new_zeros(()) if directions is None else y.new_zeros(directions.shape[:2])
-        flow, form = self._flow(y, levels[0], directions)
-        for here, after, level in zip(angles, angles[1:], levels[1:], strict=False):
-            step = (after - here).unsqueeze(-1)
-            ahead, _ = self._flow(y - step * flow, level)
-            y = y - step / 2 * (flow + ahead)
-            before = form
-            flow, form = self._flow(y, level, directions)
-            integral = integral + (after - here) / 2 * (before + form)
-        return y, integral
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.clone() for output in run(*inputs))  # the next replay of a graph overwrites its outputs
 
-    def _flow(self, y: Tensor, sigma: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """F of frames ``(n, time)`` at levels ``(n,)``, and quadratic forms of its Jacobian, ``(k, n)``."""
-        sigma = sigma.clamp(min=self.sigma_min).to(self.network.variance)
-        flow = self.network(y.to(sigma), sigma).to(y.dtype)
-        if directions is None:
-            return flow, y.new_zeros(())
-        graph = torch.is_grad_enabled()
-        forms = []
-        with torch.enable_grad():
-            for part in directions.split(max(1, _ROWS // len(y))):
-                many = y.expand(part.shape).reshape(-1, y.shape[-1])
-                many = many if graph else many.detach().requires_grad_()
-                out = self.network(many.to(sigma), sigma.repeat(len(part))).to(y.dtype)
-                aim = part.reshape(many.shape)
-                (image,) = torch.autograd.grad(out, many, aim, create_graph=graph)
-                forms.append((image * aim).sum(-1).reshape(part.shape[:2]))
-        return flow, torch.cat(forms)
+    net.forward = forward
+    new._modules = network._modules | {"net": net}
+    return new
 
 
 def _counted(name: str, number: int, least: int) -> int:

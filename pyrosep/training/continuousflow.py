@@ -50,7 +50,8 @@ def train_continuousflow(
         sigma_max: highest level; the source's root mean square times the square root of the frame by default.
         spread: of the levels trained on, see :func:`training_levels`.
         interference: how other sources are mixed into frames, for a prior that can be told of interference; ``None``
-            for a prior of its source alone. Needs ``frames.draw_others``.
+            for a prior of its source alone. Needs ``frames.draw_others``. Told ``"apart"``, a second network is trained
+            on those frames, and the first stays that of ``start``.
         start: a trained prior to start from, of this size; its weights are copied. It may know of no interference.
 
     Returns:
@@ -59,17 +60,25 @@ def train_continuousflow(
         of the same frames with other sources, at the same levels.
 
     Raises:
-        ConfigurationError: levels out of order, a start of another size, or interference for frames without others.
+        ConfigurationError: levels out of order, a start of another size, interference for frames without others, or a
+            second network without a start.
     """
     trainer = trainer_or_preset(trainer, "continuousflow")
     others = frames.draw_others
     if interference is not None and others is None:
         raise ConfigurationError("interference needs frames of other sources; give frames with draw_others")
+    apart = interference is not None and interference.told == "apart"
+    if apart and start is None:
+        raise ConfigurationError(
+            "a second network is trained beside that of a prior of its source alone; give that prior as the start"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.settings.seed)
-        network = denoiser_of(size, periodogram(frames.draw(_FIRST)), interference=interference is not None)
+        network = denoiser_of(
+            size, periodogram(frames.draw(_FIRST)), interference=interference is not None and not apart
+        )
         if start is not None:  # not its spectrum, which is the data's
-            network.start_from(start.network)
+            network.start_from((start.interfered if apart else None) or start.network)
     variance = float(network.variance)
     top = highest_level(variance, frames.time, sigma_min, sigma_max)
 
@@ -78,7 +87,8 @@ def train_continuousflow(
         clean = frames.draw(count)
         if interference is None or others is None:
             return noised_batch(clean, sigma, variance)
-        return interfered_batch(interference(clean, others), sigma, variance)
+        *batch, told = interfered_batch(interference(clean, others), sigma, variance)
+        return tuple(batch) if apart else (*batch, told)
 
     about = {"size": asdict(size), "sigma_min": sigma_min, "sigma_max": top, "spread": spread}
     if interference is not None:
@@ -90,9 +100,12 @@ def train_continuousflow(
         interference=interference,
     )
     result = trainer.fit(network, denoising_loss, draw, validate=held_out, about=about)
-    prior = ContinuousFlow(
-        network.cpu(), frames.time, sigma_min=sigma_min, sigma_max=top, sample_rate=frames.sample_rate
-    )
+    trained, rate = network.cpu(), frames.sample_rate
+    if start is None or not apart:
+        prior = ContinuousFlow(trained, frames.time, sigma_min=sigma_min, sigma_max=top, sample_rate=rate)
+    else:
+        levels = {"sigma_min": start.sigma_min, "sigma_max": start.sigma_max}
+        prior = ContinuousFlow(start.network, frames.time, **levels, sample_rate=rate, interfered=trained)
     return prior, result.report()
 
 
@@ -141,8 +154,8 @@ def interfered_batch(heard: HeardFrames, sigma: Tensor, variance: float) -> tupl
         variance: v, the source's mean square.
 
     Returns:
-        input of F, levels, what F is to give, what it is told of the interference, and the weights of the frames in
-        :func:`denoising_loss`: without interference all 1, else
+        input of F, levels, what F is to give, the weights of the frames in :func:`denoising_loss`, and what F is told
+        of the interference. The weights are all 1 without interference, else
         :math:`c_\mathrm{out}^2 / (c_\mathrm{out}^2 + \|\ell\|^2 / 2T)`, for the error that is to be expected is then
         that of the other sources too.
     """
@@ -151,7 +164,7 @@ def interfered_batch(heard: HeardFrames, sigma: Tensor, variance: float) -> tupl
     leak = heard.leak / (variance + level.square()).sqrt()  # as F hears it
     out = variance * sigma.square() / (variance + sigma.square())
     weight = out / (out + heard.leak.square().mean(-1) / 2)
-    return y + leak, sigma, aim - math.sqrt(variance) / level * leak, heard.told, weight
+    return y + leak, sigma, aim - math.sqrt(variance) / level * leak, weight, heard.told
 
 
 def denoising_loss(network: nn.Module, batch: Sequence[Tensor]) -> Tensor:
@@ -159,17 +172,20 @@ def denoising_loss(network: nn.Module, batch: Sequence[Tensor]) -> Tensor:
 
     .. math:: \frac{\|D(x; \sigma) - s\|^2}{T c_\mathrm{out}^2} = \frac{\|F(y; \sigma) - F^*\|^2}{T}
 
-    Of an :func:`interfered_batch` frames have weights besides.
+    In an :func:`interfered_batch` frames have weights besides; a batch may end before what the network is told.
     """
     y, sigma, aim, *heard = batch
     if not heard:
         return (network(y, sigma) - aim).square().mean()
-    told, weight = heard
-    return (weight * (network(y, sigma, told) - aim).square().mean(-1)).mean()
+    weight, *told = heard
+    return (weight * (network(y, sigma, *told) - aim).square().mean(-1)).mean()
 
 
 class _HeldOut:
-    """How well held-out frames are denoised at some levels, and how well the exact prior does it: SNR in dB."""
+    """How well held-out frames are denoised at some levels, and how well the exact prior does it: SNR in dB.
+
+    A second network, which is trained on frames with interference and told of none, is only heard on such.
+    """
 
     def __init__(
         self, frames: Frames, levels: Sequence[float], seed: int, *, interference: Interference | None = None
@@ -197,14 +213,16 @@ class _HeldOut:
     def __call__(self, network: nn.Module) -> Mapping[str, float]:
         assert isinstance(network, Preconditioned)
         figures = {}
-        for level, x in self.noised.items():
+        second = self.heard is not None and network.interference is None
+        for level, x in self.noised.items() if not second else ():
             figures[f"SNR at {level:g}"] = self._snr(self.clean, self._denoised(network, x, level))
             if level in self.exact:
                 figures[f"exact at {level:g}"] = self.exact[level]
         if self.heard is not None:
             clean, leak, told = self.heard
             for level, x in self.noised.items():
-                found = self._denoised(network, x - self.clean + clean + leak, level, told)
+                mixed = x - self.clean + clean + leak
+                found = self._denoised(network, mixed, level, None if second else told)
                 figures[f"SNR with others at {level:g}"] = self._snr(clean, found)
         return figures
 

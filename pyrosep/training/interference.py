@@ -14,7 +14,7 @@ from pyrosep.errors import ConfigurationError
 __all__ = ["TOLD", "HeardFrames", "Interference"]
 
 #: What a network may be told of the interference in a frame.
-TOLD = ("nothing", "presence", "level")
+TOLD = ("nothing", "presence", "level", "apart")
 
 
 class HeardFrames(NamedTuple):
@@ -47,7 +47,8 @@ class Interference:
         gain_db: standard deviation of the gain of each other source on top of that, in dB.
         silent: of the frames with interference, those in which the source itself is silent.
         told: what the network is told: ``"presence"`` (1 where there is interference, else 0), ``"level"`` (the largest
-            gain of another source, without the deviation), or ``"nothing"``.
+            gain of another source, without the deviation), or ``"nothing"``. With ``"apart"`` a second network is
+            trained on these frames, and told nothing; the prior's own network stays as it is.
     """
 
     share: float = 0.5
@@ -86,7 +87,7 @@ class Interference:
         silent = heard & (torch.rand(count) < self.silent)
         clean = torch.where(silent.unsqueeze(-1), 0.0, clean)
         told = torch.zeros(count)
-        if self.told != "nothing":
+        if self.told not in ("nothing", "apart"):
             # A frame in which chance put no other source has interference as a search has where it is right already.
             told[heard] = 1.0 if self.told == "presence" else gains.amax(1)
         return HeardFrames(clean, leak, told)

@@ -104,6 +104,11 @@ def _check(priors: Mapping[str, ContinuousFlow], frames: Mapping[str, Frames]) -
         raise ConfigurationError(
             f"the priors of {', '.join(strange)} know nothing of interference; train them with it first"
         )
+    if apart := [name for name, prior in priors.items() if prior.interfered is not None]:
+        raise ConfigurationError(
+            f"training together needs one network for each prior, which is told of interference; those of "
+            f"{', '.join(apart)} have two"
+        )
     time = next(iter(priors.values())).time
     if short := [name for name, own in frames.items() if own.time < time]:
         raise ConfigurationError(f"expected frames of at least {time} samples; those of {', '.join(short)} are shorter")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrosep.errors import CheckpointError
 from pyrosep.nn.bandnet import BandSize
-from pyrosep.nn.denoiser import DenoiserSize, denoiser_of
+from pyrosep.nn.denoiser import DenoiserSize, Preconditioned, denoiser_of
 from pyrosep.priors.base import SourcePrior
 from pyrosep.priors.continuousflow import ContinuousFlow
 from pyrosep.priors.flowavenet import FloWaveNet, FloWaveNetwork, FlowSize
@@ -24,6 +24,9 @@ __all__ = ["FAMILIES", "Config", "Family", "family_of"]
 Config = dict[str, Any]
 
 _Network = TypeVar("_Network", bound=torch.nn.Module)
+
+#: What the names of a second network's tensors begin with.
+_INTERFERED = "interfered."
 
 
 class Family(NamedTuple):
@@ -77,17 +80,30 @@ def _flowavenet(source: Config, tensors: dict[str, Tensor], frame: int, sample_r
 
 def _continuousflow_weights(prior: ContinuousFlow, dtype: torch.dtype | None) -> tuple[Config, dict[str, Tensor]]:
     config = {"sigma_min": prior.sigma_min, "sigma_max": prior.sigma_max, "size": asdict(prior.network.size)}
-    if prior.knows_interference:
+    tensors = stored_weights(prior.network, dtype)
+    if prior.interfered is not None:
+        config["interfered"] = asdict(prior.interfered.size)
+        second = stored_weights(prior.interfered, dtype)
+        tensors |= {_INTERFERED + name: tensor for name, tensor in second.items()}
+    elif prior.knows_interference:
         config["interference"] = True
-    return config, stored_weights(prior.network, dtype)
+    return config, tensors
 
 
 def _continuousflow(source: Config, tensors: dict[str, Tensor], frame: int, sample_rate: int) -> SourcePrior:
-    kind = BandSize if "window" in source["size"] else DenoiserSize
-    told = bool(source.get("interference", False))
-    network = _filled(denoiser_of(kind(**source["size"]), tensors["spectrum"], interference=told), tensors)
+    first = {name: tensor for name, tensor in tensors.items() if not name.startswith(_INTERFERED)}
+    network = _denoiser(source["size"], first, told=bool(source.get("interference", False)))
+    second = {name.removeprefix(_INTERFERED): tensor for name, tensor in tensors.items() if name not in first}
+    interfered = _denoiser(source["interfered"], second) if "interfered" in source else None
     levels = {key: source[key] for key in ("sigma_min", "sigma_max")}
-    return ContinuousFlow(network, frame, **levels, sample_rate=sample_rate)
+    return ContinuousFlow(network, frame, **levels, sample_rate=sample_rate, interfered=interfered)
+
+
+def _denoiser(size: Config, tensors: dict[str, Tensor], *, told: bool = False) -> Preconditioned:
+    if "spectrum" not in tensors:
+        raise CheckpointError("the weights lack the spectrum of a network that config.json names")
+    kind = BandSize if "window" in size else DenoiserSize
+    return _filled(denoiser_of(kind(**size), tensors["spectrum"], interference=told), tensors)
 
 
 def _filled(network: _Network, tensors: dict[str, Tensor]) -> _Network:

@@ -133,9 +133,9 @@ def test_the_way_up_leads_back_down(exact):
     """The same frames, to the error of 64 steps of second order."""
     flow, gaussian = exact
     x = gaussian.at(0.1).sample((3,))
-    levels = flow._levels(torch.full((3,), 0.1), 64)
-    up, _ = flow._carry(x, levels)
-    down, _ = flow._carry(up, levels.flip(0))
+    levels = flow.equation.levels(torch.full((3,), 0.1), 64)
+    up, _ = flow.equation.carry(x, levels)
+    down, _ = flow.equation.carry(up, levels.flip(0))
     assert float((up - x).abs().max()) > 0.1
     torch.testing.assert_close(down, x, rtol=0, atol=1e-4)
 
@@ -181,7 +181,7 @@ def test_directions_do_not_need_one_call(double, monkeypatch):
     flow = random_flow().at(0.4)
     x = flow.sample((3,))
     whole = flow.log_density(x, steps=2).value
-    monkeypatch.setattr("pyrosep.priors.continuousflow._ROWS", 5)
+    monkeypatch.setattr("pyrosep.priors.probability_flow._ROWS", 5)
     torch.testing.assert_close(flow.log_density(x, steps=2).value, whole)
 
 

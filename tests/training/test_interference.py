@@ -160,6 +160,29 @@ def test_models_keep_it(tmp_path, network):
     torch.testing.assert_close(found.at(0.3, 1.0).denoise(x), prior.at(0.3, 1.0).denoise(x))
 
 
+@pytest.mark.parametrize("network", range(2))
+def test_a_second_network_is_asked_where_there_is_interference(tmp_path, network):
+    first, second = (shaken(denoisers(interference=False)[network]) for _ in range(2))
+    prior = ContinuousFlow(first, 40, sigma_max=2.0, sample_rate=8000, interfered=second)
+    alone, other = (ContinuousFlow(one, 40, sigma_max=2.0) for one in (first, second))
+    x = torch.randn(2, 40)
+    assert prior.knows_interference
+    torch.testing.assert_close(prior.at(0.3).denoise(x), alone.at(0.3).denoise(x))
+    torch.testing.assert_close(prior.at(0.3).score(x), alone.at(0.3).score(x))
+    torch.testing.assert_close(prior.at(0.3, 0.5).denoise(x), other.at(0.3).denoise(x))
+    save_priors(tmp_path / "model", {"one": prior})
+    found = load_priors(tmp_path / "model")["one"]
+    for level in (0.0, 1.0):
+        torch.testing.assert_close(found.at(0.3, level).denoise(x), prior.at(0.3, level).denoise(x))
+    if prior.transform is not None:
+        torch.testing.assert_close(prior.at(0.3, 1.0).filtered(x), other.at(0.3).filtered(x))
+
+
+def test_of_two_networks_none_is_told():
+    with pytest.raises(ConfigurationError, match="neither of two networks is told"):
+        ContinuousFlow(denoisers()[0], 40, interfered=denoisers(interference=False)[0])
+
+
 # --- training ------------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +190,7 @@ def test_the_batch_is_what_the_denoiser_is_to_give():
     """Where F is what it is trained to give, D(x) = s, whatever else is heard."""
     v, sigma = 0.5, torch.tensor([0.01, 0.5, 1.0, 20.0])
     clean, leak = torch.randn(4, 100).double(), torch.randn(4, 100).double()
-    y, levels, aim, told, weight = interfered_batch(HeardFrames(clean, leak, torch.ones(4)), sigma.double(), v)
+    y, levels, aim, weight, told = interfered_batch(HeardFrames(clean, leak, torch.ones(4)), sigma.double(), v)
     scale = (v + levels.square()).sqrt().unsqueeze(-1)
     found = v / scale**2 * (y * scale) + levels.unsqueeze(-1) * math.sqrt(v) / scale * aim
     torch.testing.assert_close(found, clean)
@@ -229,3 +252,27 @@ def test_a_run_with_another_recipe_is_not_resumed(tmp_path, quick):
     other = replace(Interference(), presence=0.1)
     with pytest.raises(CheckpointError, match="of other settings"):
         train_continuousflow(frames, TINY, Trainer(quick(), resume=True, **run), interference=other)
+
+
+@training
+def test_a_second_network_learns_beside_the_first(quick):
+    """The first stays as it is to the bit; without a start there is none."""
+    exact = GaussianPrior(torch.ones(2), 32, sigma_min=0.0, sample_rate=8000)
+    frames = Frames(
+        lambda count: exact.sample((count,)), exact.sample((8,)), 8000, draw_others=lambda n: exact.sample((n, 1))
+    )
+    recipe = Interference(share=1.0, presence=1.0, full=1.0, gain_db=0.0, silent=0.0, told="apart")
+    start = ContinuousFlow(denoisers(interference=False)[1], 32, sigma_min=0.05, sigma_max=4.0)
+    settings = TrainingSettings(steps=300, batch=64, learning_rate=0.02, optimizer="muon", ema=0.98, warmup=20)
+    prior, report = train_continuousflow(
+        frames, start.network.size, Trainer(settings, quiet=True), interference=recipe, start=start
+    )
+    x = math.sqrt(3) * torch.randn(500, 32)
+    torch.testing.assert_close(prior.at(1.0).denoise(x), start.at(1.0).denoise(x), rtol=0, atol=0)
+    right, wrong = (float((prior.at(1.0, 1.0).denoise(x) - x / n).square().mean()) for n in (3, 2))
+    assert right < 0.1 * wrong
+    assert (prior.sigma_min, prior.sigma_max) == (0.05, 4.0)
+    assert "SNR with others at 1" in report
+    assert "SNR at 1" not in report
+    with pytest.raises(ConfigurationError, match="as the start"):
+        train_continuousflow(frames, TINY, Trainer(quick()), interference=recipe)
