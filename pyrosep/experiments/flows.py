@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,27 +109,44 @@ def flows(
         best is taken: median SI-SDR, shares above 10 and 20 dB with Wilson intervals of as many trials as sources,
         the residual's median relative to the noise, calls for each source and chain, CPU seconds for a mix and chain.
     """
-    import pandas
-
-    if unknown := sorted(set(arms) - set(ARMS)):
-        raise ConfigurationError(f"expected arms of {tuple(ARMS)}; got {unknown}")
-    if bad := [number for number in sources if number not in (2, 4)]:
-        raise ConfigurationError(f"expected 2 or 4 sources; got {bad}")
-    check_precision(precision)
-    tasks: list[_Task] = []
-    for number in sorted(sources, reverse=True):
-        sets = [WAVES] if number == 4 else list(itertools.combinations(WAVES, 2))
-        count = mixes if number == 4 else pair_mixes
-        parts = np.array_split(np.arange(count), max(1, -(-count * chains // _ROWS)))
-        for waves in sets:
-            for arm in arms if number == 4 else [arm for arm in arms if arm in TWO]:
-                for part in parts:
-                    shared = tuple(int(index) for index in part)
-                    tasks.append(_Task(waves, arm, priors, guide, frame, shared, chains, precision, seed))
+    shared = _Task((), "", priors, guide, frame, (), chains, precision, seed)
+    tasks = _tasks(shared, sources, arms, mixes, pair_mixes)
     found: dict[_Task, dict[str, Any]] = {}
     for done, (task, result) in enumerate(mapped(_run, tasks, workers)):
         found[task] = result
         progress(done + 1, len(tasks))
+    table = _table(tasks, found)
+    write_tables(out, "flows", f"Toy mixes under the priors of {Path(priors).name}", {"flows": table})
+    _draw(table, Path(out) / "flows.png")
+    return table
+
+
+def _tasks(shared: _Task, sources: Sequence[int], arms: Sequence[str], mixes: int, pair_mixes: int) -> list[_Task]:
+    """The tasks of a study, in the order of its table, each with what is ``shared`` by all of them.
+
+    Raises:
+        ConfigurationError: an unknown arm, number of sources or precision.
+    """
+    if unknown := sorted(set(arms) - set(ARMS)):
+        raise ConfigurationError(f"expected arms of {tuple(ARMS)}; got {unknown}")
+    if bad := [number for number in sources if number not in (2, 4)]:
+        raise ConfigurationError(f"expected 2 or 4 sources; got {bad}")
+    check_precision(shared.precision)
+    tasks: list[_Task] = []
+    for number in sorted(sources, reverse=True):
+        sets = [WAVES] if number == 4 else list(itertools.combinations(WAVES, 2))
+        count = mixes if number == 4 else pair_mixes
+        parts = np.array_split(np.arange(count), max(1, -(-count * shared.chains // _ROWS)))
+        for waves in sets:
+            for arm in arms if number == 4 else [arm for arm in arms if arm in TWO]:
+                tasks += [replace(shared, waves=waves, arm=arm, mixes=tuple(map(int, part))) for part in parts]
+    return tasks
+
+
+def _table(tasks: Sequence[_Task], found: Mapping[_Task, dict[str, Any]]) -> pandas.DataFrame:
+    """One row for each set of waves, and for all pairs together, arm and number of chains."""
+    import pandas
+
     groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
     for task in tasks:
         names = [" + ".join(task.waves)] + (["all pairs"] if len(task.waves) == 2 else [])
@@ -140,10 +157,7 @@ def flows(
     table = pandas.DataFrame(rows).sort_values(
         ["sources", "waves", "arm", "best_of"], key=lambda column: column.map(order) if column.name == "arm" else column
     )
-    table = table.reset_index(drop=True)
-    write_tables(out, "flows", f"Toy mixes under the priors of {Path(priors).name}", {"flows": table})
-    _draw(table, Path(out) / "flows.png")
-    return table
+    return table.reset_index(drop=True)
 
 
 def _rows(number: int, waves: str, arm: str, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -109,27 +109,20 @@ def guides(
         raise ConfigurationError("methods with a guide need one; give its name or folder")
     for guide in guides:  # before hours of computing
         _checked(guide)
-    tasks = []
-    for frame in frames:
-        for method in methods:
-            count = mixes if flow_mixes is None or method != "guide+flows" else min(mixes, flow_mixes)
-            shares = np.array_split(np.arange(count), max(1, -(-count // _TASK)))
-            for guide in guides if method == "guide" else (guides or ("",))[:1]:
-                under = flows if method == "guide+flows" else priors
-                each = 1 if method in ("mix", "guide", "guide+flows") else chains
-                tasks += [_Task(method, guide, under, frame, tuple(map(int, share)), each, seed) for share in shares]
+    counts = {"guide+flows": mixes if flow_mixes is None else min(mixes, flow_mixes)}
+    many = dict.fromkeys(("guide+langevin", "langevin"), chains)
+    tasks = [
+        _Task(method, guide, flows if method == "guide+flows" else priors, frame, share, many.get(method, 1), seed)
+        for frame in frames
+        for method in methods
+        for guide in (guides if method == "guide" else (guides or ("",))[:1])
+        for share in _shares(counts.get(method, mixes))
+    ]
     found: dict[_Task, dict[str, Any]] = {}
     for done, (task, result) in enumerate(mapped(_run, sorted(tasks, key=_cost, reverse=True), workers)):
         found[task] = result
         progress(done + 1, len(tasks))
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for task in tasks:
-        groups.setdefault((task.frame, task.label), []).append(found[task])
-    rows, curves = [], {}
-    for (frame, label), parts in groups.items():
-        for which, scores in _chosen(parts).items():
-            rows.append(_row(frame, label, which, scores, parts))
-            curves[frame, label, which] = scores.ravel()
+    rows, curves = _rows(tasks, found)
     separation, coverage = pandas.DataFrame(rows), pandas.DataFrame(_coverage(guides, methods, frames, mixes, seed))
     folder = Path(out)
     write_tables(
@@ -137,6 +130,11 @@ def guides(
     )
     _draw(curves, folder / "guides.png", f"{mixes} mixes of four sources")
     return separation, coverage
+
+
+def _shares(count: int) -> list[tuple[int, ...]]:
+    """The numbers of so many mixes, those of one task together."""
+    return [tuple(map(int, part)) for part in np.array_split(np.arange(count), max(1, -(-count // _TASK)))]
 
 
 def _checked(name: str) -> EncoderGuide:
@@ -199,6 +197,21 @@ def _chosen(parts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         return {"one": scores}
     best = np.concatenate([part["joint"] for part in parts]).argmax(1)
     return {"one": scores, "best": np.take_along_axis(scores, best[:, None, None], 1)}
+
+
+def _rows(
+    tasks: Sequence[_Task], found: Mapping[_Task, dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[tuple[int, str, str], np.ndarray]]:
+    """The rows of the table of separation, and all scores behind each of them."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for task in tasks:
+        groups.setdefault((task.frame, task.label), []).append(found[task])
+    rows, curves = [], {}
+    for (frame, label), parts in groups.items():
+        for which, scores in _chosen(parts).items():
+            rows.append(_row(frame, label, which, scores, parts))
+            curves[frame, label, which] = scores.ravel()
+    return rows, curves
 
 
 def _row(frame: int, label: str, which: str, scores: np.ndarray, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

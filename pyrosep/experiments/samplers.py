@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,8 +89,6 @@ def samplers(
         its 95 % Wilson interval, calls made (mean over chains) and CPU seconds. Chains and sources of one mix are not
         independent: the interval of one chain is that of as many trials as there are sources.
     """
-    import pandas
-
     if unknown := sorted(set(arms) - set(ARMS)):
         raise ConfigurationError(f"expected arms of {ARMS}; got {unknown}")
     if bad := [number for number in sources if number not in (2, 3, 4)]:
@@ -110,43 +108,51 @@ def samplers(
     for done, (task, result) in enumerate(mapped(_run, tasks, workers)):
         found.setdefault((task.arm, task.budget, task.sources), []).append(result)
         progress(done + 1, len(tasks))
-    rows = []
-    for (arm, budget, number), parts in found.items():
-        scores = np.concatenate([part["si_sdr"] for part in parts])  # (mix, chain, source)
-        joint = np.concatenate([part["log_joint"] for part in parts])  # (mix, chain)
-        best = np.take_along_axis(scores, joint.argmax(1)[:, None, None], 1)
-        calls = float(np.concatenate([part["calls"] for part in parts]).mean()) / number
-        seconds = sum(part["seconds"] for part in parts)
-        for threshold in THRESHOLDS:
-            for which, values in (("one", scores), ("best", best)):
-                share = float((values > threshold).mean())
-                low, high = wilson_interval(share, mixes * number)
-                rows.append(
-                    {
-                        "sources": number,
-                        "sampler": arm,
-                        "budget": budget,
-                        "calls": round(calls, 1),
-                        "chains": which,
-                        "above_db": threshold,
-                        "share": share,
-                        "low": low,
-                        "high": high,
-                        "median_db": float(np.median(values)),
-                        "seconds": round(seconds, 1),
-                    }
-                )
+    table = _table(found)
+    folder = Path(out)
+    write_text(folder / "samplers.csv", table.to_csv(index=False, float_format="%.6g"))
+    _draw(table, folder / "samplers.png", f"{mixes} mixes, frames of {frame} samples, {chains} chains each")
+    return table
+
+
+def _table(found: Mapping[tuple[str, int, int], Sequence[dict[str, Any]]]) -> pandas.DataFrame:
+    """The rows of what was found by each arm, budget and number of sources."""
+    import pandas
+
+    rows = [row for (arm, budget, number), parts in found.items() for row in _rows(arm, budget, number, parts)]
     order = {arm: place for place, arm in enumerate((*ARMS, DEFAULTS))}
-    table = pandas.DataFrame(rows).sort_values(
+    return pandas.DataFrame(rows).sort_values(
         ["sources", "sampler", "budget", "above_db", "chains"],
         key=lambda column: column.map(order) if column.name == "sampler" else column,
         ascending=[False, True, True, True, False],
         ignore_index=True,
     )
-    folder = Path(out)
-    write_text(folder / "samplers.csv", table.to_csv(index=False, float_format="%.6g"))
-    _draw(table, folder / "samplers.png", f"{mixes} mixes, frames of {frame} samples, {chains} chains each")
-    return table
+
+
+def _rows(arm: str, budget: int, number: int, parts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row for each threshold, of one chain and of the best."""
+    scores = np.concatenate([part["si_sdr"] for part in parts])  # (mix, chain, source)
+    joint = np.concatenate([part["log_joint"] for part in parts])  # (mix, chain)
+    best = np.take_along_axis(scores, joint.argmax(1)[:, None, None], 1)
+    calls = float(np.concatenate([part["calls"] for part in parts]).mean()) / number
+    seconds = sum(part["seconds"] for part in parts)
+    for threshold in THRESHOLDS:
+        for which, values in (("one", scores), ("best", best)):
+            share = float((values > threshold).mean())
+            low, high = wilson_interval(share, len(scores) * number)
+            yield {
+                "sources": number,
+                "sampler": arm,
+                "budget": budget,
+                "calls": round(calls, 1),
+                "chains": which,
+                "above_db": threshold,
+                "share": share,
+                "low": low,
+                "high": high,
+                "median_db": float(np.median(values)),
+                "seconds": round(seconds, 1),
+            }
 
 
 def _search(task: _Task, priors: dict[str, OscillatorPrior]) -> AnnealedSearch:
