@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
@@ -13,12 +12,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.priors.diffusion import reverse_diffusion
+from pyrosep.priors.uncertainty import MeasuredUncertainty
 from pyrosep.signal.spectra import ShortTimeSpectrum, full_sum
 
 __all__ = ["SourcePrior", "mean_spectrum", "rms"]
-
-#: Where a reverse diffusion ends if the lowest level is zero: so much of where it starts.
-_NEARLY_CLEAN = 1e-3
 
 
 class SourcePrior(TorchDistribution):
@@ -64,23 +62,12 @@ class SourcePrior(TorchDistribution):
         sigma_min: float,
         sample_rate: int | None = None,
     ) -> None:
-        if int(frame) != frame or frame < 1:
-            raise ConfigurationError(f"frame must be a whole number of samples, at least 1; got {frame!r}")
         if not sigma_min >= 0:
             raise ConfigurationError(f"sigma_min must be at least 0; got {sigma_min!r}")
         self.sigma_min = float(sigma_min)
         self.sample_rate = sample_rate
-        self.sigma = self._checked_sigma(self.sigma_min if sigma is None else sigma)
-        super().__init__(self.sigma.shape, torch.Size([int(frame)]), validate_args=False)
-
-    @staticmethod
-    def _checked_sigma(sigma: float | Tensor) -> Tensor:
-        level = torch.as_tensor(sigma)
-        level = level if level.is_floating_point() else level.to(torch.get_default_dtype())
-        # Reading a tensor back from a GPU would stall it at every change of level.
-        if level.device.type == "cpu" and not bool((level >= 0).all()):
-            raise ConfigurationError(f"a noise level must be at least 0; got {sigma!r}")
-        return level
+        self.sigma = _checked_level(self.sigma_min if sigma is None else sigma)
+        super().__init__(self.sigma.shape, _checked_event(frame), validate_args=False)
 
     # --- the family -------------------------------------------------------------------------------------------
 
@@ -109,17 +96,15 @@ class SourcePrior(TorchDistribution):
                     "train it with recordings of other sources (train_continuousflow(interference=...))"
                 )
             new.interference = float(interference)
-        new.sigma = self._checked_sigma(sigma)
+        new.sigma = _checked_level(sigma)
         new._batch_shape = torch.broadcast_shapes(self.batch_shape, new.sigma.shape)
         return new
 
     def frame(self, time: int) -> Self:
         """The same source for frames of ``time`` samples."""
-        if int(time) != time or time < 1:
-            raise ConfigurationError(f"frame must be a whole number of samples, at least 1; got {time!r}")
         new = copy.copy(self)
-        new._event_shape = torch.Size([int(time)])
-        new._at_frame(int(time))
+        new._event_shape = _checked_event(time)
+        new._at_frame(new.time)
         return new
 
     @abstractmethod
@@ -129,7 +114,6 @@ class SourcePrior(TorchDistribution):
     def to(self, device: torch.device | str) -> Self:
         """The same prior with every tensor it holds on ``device``."""
         new = copy.copy(self)
-        new.__dict__.pop("_drawn", None)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(new, name, value.to(device))
@@ -173,32 +157,9 @@ class SourcePrior(TorchDistribution):
         families that know it override it.
         """
         levels, place = sigma.detach().cpu().double().unique(return_inverse=True)
-        rows = [self._measured_uncertainty(float(level)) for level in levels]
+        measured = self.__dict__.setdefault("_measured", MeasuredUncertainty())
+        rows = [measured.at(self, float(level)) for level in levels]
         return torch.stack(rows).to(sigma)[place.to(sigma.device)]
-
-    def _measured_uncertainty(self, level: float, trials: int = 16) -> Tensor:
-        cache = self.__dict__.setdefault("_uncertainties", {})
-        own = self.sigma.mean()
-        added = max(level**2 - float(own) ** 2, 0.0)
-        if (key := (self.time, float(own), level)) not in cache:
-            with torch.no_grad():
-                low, noise = self._trials(own, trials)
-                noisy = low + math.sqrt(added) * noise
-                mean = noisy + added / level**2 * (self.at(level).denoise(noisy) - noisy)
-            power = torch.view_as_real(torch.fft.rfft((low - mean).double())).square().sum(-1)
-            cache[key] = power.reshape(-1, power.shape[-1]).mean(0).cpu() / self.time
-        return cache[key]
-
-    def _trials(self, own: Tensor, trials: int) -> tuple[Tensor, Tensor]:
-        """Draws at a level and noise, the same ones for all higher levels: some families take long to draw."""
-        cache = self.__dict__.setdefault("_drawn", {})
-        if (key := (self.time, float(own), trials)) not in cache:
-            devices = [own.device] if own.device.type == "cuda" else []  # whose random numbers go on as they were
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(0)
-                low = self.at(own).sample(torch.Size([trials]))
-                cache[key] = (low, torch.randn_like(low))
-        return cache[key]
 
     # --- the density ------------------------------------------------------------------------------------------
 
@@ -263,24 +224,14 @@ class SourcePrior(TorchDistribution):
     def draw_clean(self, value: Tensor) -> Tensor:
         r"""A draw of the clean source from :math:`p(s | x)`: ``(..., time)`` to ``(..., time)``.
 
-        By default a reverse diffusion, whose steps draw :math:`x'` at a lower level given :math:`x` as if the clean
-        source were the denoised one (Ho et al., 2020), down a geometric ladder to :attr:`sigma_min`, and the denoised
-        frame there. Its mean is right where the denoiser is linear, its spread too small by a share of the order of
-        one over the number of steps. Families that can draw exactly override it.
+        By default it is the end of a reverse diffusion (:mod:`pyrosep.priors.diffusion`). Its mean is right where the
+        denoiser is linear, its spread too small by a share of the order of one over the number of steps. Families that
+        can draw exactly override it.
         """
         self._check_time(value)
         with torch.no_grad():
             value = value.expand(*torch.broadcast_shapes(self.batch_shape, value.shape[:-1]), self.time)
-            top = self.sigma.to(value)
-            bottom = self.sigma_min / top if self.sigma_min > 0 else top.new_full(top.shape, _NEARLY_CLEAN)
-            ratio = bottom.clamp(max=1.0) ** (1 / self.reverse_steps)
-            kept = ratio.square().unsqueeze(-1)
-            for i in range(self.reverse_steps):
-                level = top * ratio**i
-                clean = self.at(level).denoise(value)
-                spread = (level * ratio).unsqueeze(-1) * (1 - kept).sqrt()
-                value = clean + kept * (value - clean) + spread * torch.randn_like(value)
-            return self.at(top * ratio**self.reverse_steps).denoise(value)
+            return reverse_diffusion(self, value, self.reverse_steps)
 
     def draw(self, value: Tensor, to: float | Tensor) -> Tensor:
         r"""A draw of the source at a lower noise level ``to``, given its value at ``sigma``: ``(..., time)`` each.
@@ -318,6 +269,23 @@ class SourcePrior(TorchDistribution):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(frame={self.time}, sigma={_short(self.sigma)}, sample_rate={self.sample_rate})"
+
+
+def _checked_event(time: int) -> torch.Size:
+    """The event shape of frames of ``time`` samples."""
+    if int(time) != time or time < 1:
+        raise ConfigurationError(f"frame must be a whole number of samples, at least 1; got {time!r}")
+    return torch.Size([int(time)])
+
+
+def _checked_level(sigma: float | Tensor) -> Tensor:
+    """A noise level as a tensor of floats, none of it below 0."""
+    level = torch.as_tensor(sigma)
+    level = level if level.is_floating_point() else level.to(torch.get_default_dtype())
+    # Reading a tensor back from a GPU would stall it at every change of level.
+    if level.device.type == "cpu" and not bool((level >= 0).all()):
+        raise ConfigurationError(f"a noise level must be at least 0; got {sigma!r}")
+    return level
 
 
 def _short(sigma: Tensor) -> str:

@@ -10,6 +10,7 @@ from pyrosep import ContinuousFlow, FloWaveNet, GaussianPrior, OscillatorPrior, 
 from pyrosep.errors import ConfigurationError, PyrosepError, ShapeError
 from pyrosep.nn.denoiser import Denoiser, DenoiserSize
 from pyrosep.priors import FloWaveNetwork, FlowSize
+from pyrosep.priors.uncertainty import MeasuredUncertainty
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -371,7 +372,8 @@ def test_uncertainty_is_the_power_of_what_is_not_known(prior, agree):
     trials = float("inf")
     if not isinstance(prior, GaussianPrior):
         trials = 5000
-        own._measured_uncertainty(HIGH, trials)  # is kept
+        own._measured = MeasuredUncertainty()
+        own._measured.at(own, HIGH, trials)  # is kept
     found = own.uncertainty(torch.tensor(HIGH))
     agree(found, power.mean(0), (power.var(0) * (1 / 20_000 + 1 / trials)).sqrt())
 
