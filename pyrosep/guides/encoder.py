@@ -10,22 +10,20 @@ from typing import Any, NamedTuple, Self, cast
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.guides.heads import Head, site_moments
+from pyrosep.guides.gains import GainsOf, MixGains
+from pyrosep.guides.heads import Head
 from pyrosep.guides.projection import Projection
+from pyrosep.guides.sites import GuidedSites
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.encoders import Encoders
 from pyrosep.nn.refining import UNetSize
 from pyrosep.priors import SourcePrior
 
-__all__ = ["EncoderGuide", "error_level_of"]
-
-#: Gains of the mix by the values of the heads' sites.
-GainsOf = Callable[[dict[str, Tensor]], Tensor]
+__all__ = ["EncoderGuide", "check_mix", "error_level_of"]
 
 #: The least root mean square that a mix is divided by.
 _SILENCE = 1e-7
@@ -46,6 +44,30 @@ class Encoded(NamedTuple):
     scale: Tensor
     features: Tensor
     level: Tensor
+
+    @classmethod
+    def of(cls, encoders: Encoders, mix: Tensor, floors: Tensor, channels: int | None) -> Encoded:
+        """What encoders make of mixes ``(..., time)`` or ``(..., channel, time)``, which they see at a level of 1.
+
+        Arguments:
+            encoders: of mixes of variance 1.
+            mix: in the encoders' precision, on their device.
+            floors: the lowest deviations, ``(source,)``.
+            channels: of the mix; ``None`` for a mix without that axis.
+        """
+        x = mix.reshape(-1, channels or 1, mix.shape[-1])
+        level = x.square().mean((-1, -2)).sqrt().clamp(min=_SILENCE)[:, None, None]
+        x = x / level
+        mean, scale, features = encoders(x)
+        mean = level * mean
+        scale = floors.unsqueeze(-1) + level * scale
+        batch = mix.shape[: -1 if channels is None else -2]
+        return cls(
+            mean.reshape(*batch, *mean.shape[1:]),
+            scale.reshape(*batch, *scale.shape[1:]),
+            features.reshape(*batch, features.shape[-1]),
+            level.reshape(batch),
+        )
 
 
 class EncoderGuide(PyroModule):
@@ -131,20 +153,14 @@ class EncoderGuide(PyroModule):
         self.shared, self.channels = bool(shared), channels
         self.size = UNetSize() if size is None else size
         self.noise = float(noise)
-        self.register_buffer("sigma_min", self._floors(priors, sigma_min))
+        self.register_buffer("sigma_min", _floors(priors, self.names, sigma_min))
         self.register_buffer("temperature", torch.ones(count))
-        #: A head's name or a function, where the gains are drawn.
-        self.drawn: str | GainsOf | None = project if isinstance(project, str) or callable(project) else None
-        self.register_buffer("gains", None if self.drawn is not None else self._fixed_gains(project))
+        self.head_names = tuple(heads or {})
+        self._mix_gains = MixGains(project, self.names, channels, self.head_names)
+        self.register_buffer("gains", self._mix_gains.fixed(project))
         self.encoders = Encoders(channels or 1, 1 if shared else count, count, self.size)
         features = self.encoders.features
-        self.head_names = tuple(heads or {})
         self.heads = nn.ModuleList(Head(features, tuple(shape), support) for shape, support in (heads or {}).values())
-        if isinstance(project, str) and project not in self.head_names:
-            raise ConfigurationError(
-                f"project={project!r} names no head; this guide has {list(self.head_names) or 'none'}. Give the name "
-                "of the head that draws the gains, or a function of the heads' values"
-            )
         if self.projected and not self.noise > 0:
             raise ConfigurationError(f"the observation noise must be positive; got {self.noise!r}")
         self._begin()
@@ -170,33 +186,18 @@ class EncoderGuide(PyroModule):
             ConfigurationError: a latent site that is discrete, in a plate, or of a support that heads don't know; no
                 source prior; more than one observed site.
         """
-        with torch.no_grad(), poutine.block(), poutine.trace() as tracer:
-            model(mix)
-        sites = {name: site for name, site in tracer.trace.nodes.items() if site["type"] == "sample"}
-        sites = {name: site for name, site in sites.items() if not poutine.util.site_is_subsample(site)}
-        observed = [name for name, site in sites.items() if site["is_observed"]]
-        latent = {name: site for name, site in sites.items() if not site["is_observed"]}
-        if priors is None:
-            priors = {name: site["fn"] for name, site in latent.items() if isinstance(site["fn"], SourcePrior)}
-        if len(observed) != 1 or not priors:
-            raise ConfigurationError(
-                f"a guide needs a model with source priors as sites and one observed site, the mix; this one has the "
-                f"sources {list(priors)} and observes {observed}"
-            )
-        starts = {name: site_moments(name, site) for name, site in latent.items() if name not in priors}
-        heads = {name: (site["fn"].event_shape, site["fn"].support) for name, site in latent.items() if name in starts}
-        stereo = sites[observed[0]]["fn"].event_dim > 1
-        guide = cls(priors, **{"channels": mix.shape[-2] if stereo else None, "heads": heads} | options)
+        sites = GuidedSites.of(model, mix, priors)
+        guide = cls(sites.priors, **{"channels": sites.channels, "heads": sites.heads} | options)
         for name, head in guide._named_heads():
-            if name in starts:
-                head.begin(*starts[name])
+            if name in sites.starts:
+                head.begin(*sites.starts[name])
         guide._begin()
         return guide
 
     def _begin(self) -> None:
         """Each mean starts as the mix, in the share of it that equal sources would have."""
         with torch.no_grad():
-            gains = self._gains_by({name: head.centre() for name, head in self._named_heads()})
+            gains = self._mix_gains.given(self.gains, {name: head.centre() for name, head in self._named_heads()})
             if gains is None:
                 gains = self.temperature.new_full((self.channels or 1, len(self.names)), 1 / len(self.names))
             # Nearly equal columns tell no source from another.
@@ -205,65 +206,17 @@ class EncoderGuide(PyroModule):
     def _named_heads(self) -> Iterable[tuple[str, Head]]:
         return zip(self.head_names, cast("Iterable[Head]", self.heads), strict=True)
 
-    def _floors(self, priors: Any, given: float | Sequence[float] | None) -> Tensor:
-        if given is None:
-            own = isinstance(priors, Mapping)
-            given = [float(priors[name].sigma_min) if own else 1e-3 for name in self.names]
-        floors = torch.as_tensor(given, dtype=torch.get_default_dtype())
-        if floors.ndim > 1 or floors.numel() not in (1, len(self.names)) or not bool((floors >= 0).all()):
-            raise ConfigurationError(
-                f"sigma_min must be one number of at least 0, or one for each of {self.names}; got {given!r}"
-            )
-        return floors.clamp(min=1e-6).expand(len(self.names)).clone()
-
-    def _fixed_gains(self, project: Any) -> Tensor | None:
-        if project is False:
-            return None
-        count = len(self.names)
-        shape = (count,) if self.channels is None else (self.channels, count)
-        gains = torch.full(shape, 1 / count) if project is True else torch.as_tensor(project)
-        gains = gains.to(torch.get_default_dtype(), copy=True)
-        if gains.shape != shape or not bool(gains.any()):
-            raise ShapeError(
-                f"expected gains for {list(self.names)} of shape {shape}, {self._gain_axes}, not all zero; got "
-                f"{project!r}"
-            )
-        return gains
-
     @property
-    def _gain_axes(self) -> str:
-        return "(source,)" if self.channels is None else "(channel, source)"
-
-    def _gains_by(self, values: dict[str, Tensor]) -> Tensor | None:
-        """Gains ``(..., channel, source)`` by the heads' values; ``None`` where there is no projection."""
-        if self.drawn is None:
-            gains = self.gains
-        elif isinstance(self.drawn, str):
-            gains = values[self.drawn]
-        else:
-            try:
-                gains = self.drawn(dict(values))
-            except KeyError as error:
-                raise ConfigurationError(
-                    f"the function given as project looks for site {error}; the heads are {list(values) or 'none'}"
-                ) from error
-        if gains is None:
-            return None
-        shape = (len(self.names),) if self.channels is None else (self.channels, len(self.names))
-        if not isinstance(gains, Tensor) or gains.shape[-len(shape) :] != shape:
-            got = tuple(gains.shape) if isinstance(gains, Tensor) else type(gains).__name__
-            raise ShapeError(
-                f"expected gains for {list(self.names)} that end in {shape}, {self._gain_axes}; got {got} from "
-                f"project={self.drawn!r}"
-            )
-        return gains if self.channels is not None else gains.unsqueeze(-2)
+    def drawn(self) -> str | GainsOf | None:
+        """A head's name or a function, where the gains are drawn."""
+        return self._mix_gains.drawn
 
     @property
     def projected(self) -> bool:
         """Whether it is conditioned on the mix."""
         return self.drawn is not None or self.gains is not None
 
-    # --- what it is of a mix --------------------------------------------------------------------------------------
+    # --- given a mix ----------------------------------------------------------------------------------------------
 
     def forward(self, mix: Tensor | None = None, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site, given a mix ``(..., time)`` or ``(..., channel, time)``; returns values by site."""
@@ -314,7 +267,7 @@ class EncoderGuide(PyroModule):
         return error_level_of(self.moments(mix)[1])
 
     def _projection(self, mix: Tensor, mean: Tensor, scale: Tensor, values: dict[str, Tensor]) -> Projection | None:
-        gains = self._gains_by(values)
+        gains = self._mix_gains.given(self.gains, values)
         if gains is None:
             return None
         mix = mix.to(mean) if self.channels is not None else mix.to(mean).unsqueeze(-2)
@@ -322,28 +275,8 @@ class EncoderGuide(PyroModule):
 
     def _encoded(self, mix: Tensor) -> Encoded:
         """What the encoders give of a mix, their deviations before any temperature."""
-        self._check(mix)
-        x = mix.to(self.temperature).reshape(-1, self.channels or 1, mix.shape[-1])
-        level = x.square().mean((-1, -2)).sqrt().clamp(min=_SILENCE)[:, None, None]
-        x = x / level
-        mean, scale, features = self.encoders(x)
-        mean = level * mean
-        scale = self.sigma_min.unsqueeze(-1) + level * scale
-        batch = mix.shape[: -1 if self.channels is None else -2]
-        return Encoded(
-            mean.reshape(*batch, *mean.shape[1:]),
-            scale.reshape(*batch, *scale.shape[1:]),
-            features.reshape(*batch, features.shape[-1]),
-            level.reshape(batch),
-        )
-
-    def _check(self, mix: Tensor) -> None:
-        least = 1 if self.channels is None else 2
-        if not isinstance(mix, Tensor) or not mix.is_floating_point():
-            raise ShapeError(f"expected the mix as a tensor of floats; got {getattr(mix, 'dtype', type(mix).__name__)}")
-        if mix.ndim < least or not mix.numel() or (self.channels is not None and mix.shape[-2] != self.channels):
-            axes = "(..., time)" if self.channels is None else f"(..., {self.channels}, time)"
-            raise ShapeError(f"expected a mix of shape {axes} with at least one sample; got {tuple(mix.shape)}")
+        check_mix(mix, self.channels)
+        return Encoded.of(self.encoders, mix.to(self.temperature), self.sigma_min, self.channels)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = self.__class__.__new__(self.__class__)
@@ -387,6 +320,28 @@ class EncoderGuide(PyroModule):
             channels=config["channels"],
             heads=heads,
         )
+
+
+def check_mix(mix: Any, channels: int | None) -> None:
+    """Raise ShapeError for what is no mix ``(..., time)``, or with channels ``(..., channel, time)``, of floats."""
+    if not isinstance(mix, Tensor) or not mix.is_floating_point():
+        raise ShapeError(f"expected the mix as a tensor of floats; got {getattr(mix, 'dtype', type(mix).__name__)}")
+    least = 1 if channels is None else 2
+    if mix.ndim < least or not mix.numel() or (channels is not None and mix.shape[-2] != channels):
+        axes = "(..., time)" if channels is None else f"(..., {channels}, time)"
+        raise ShapeError(f"expected a mix of shape {axes} with at least one sample; got {tuple(mix.shape)}")
+
+
+def _floors(priors: Any, names: tuple[str, ...], given: float | Sequence[float] | None) -> Tensor:
+    """The lowest standard deviation of each source, ``(source,)``."""
+    if given is None:
+        given = [float(priors[name].sigma_min) if isinstance(priors, Mapping) else 1e-3 for name in names]
+    floors = torch.as_tensor(given, dtype=torch.get_default_dtype())
+    if floors.ndim > 1 or floors.numel() not in (1, len(names)) or not bool((floors >= 0).all()):
+        raise ConfigurationError(
+            f"sigma_min must be one number of at least 0, or one for each of {names}; got {given!r}"
+        )
+    return floors.clamp(min=1e-6).expand(len(names)).clone()
 
 
 def error_level_of(deviation: Tensor) -> Tensor:

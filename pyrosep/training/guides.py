@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides.bounds import check_independence, iwae, log_weights, over_mixes, simulate
-from pyrosep.guides.encoder import EncoderGuide
+from pyrosep.guides.encoder import EncoderGuide, check_mix
 from pyrosep.infer.response import base_distribution
 from pyrosep.metrics import si_sdr, sounding
 from pyrosep.mixing import at_level, plate_nesting
@@ -146,7 +146,7 @@ class _Run:
             torch.manual_seed(settings.seed)
             self.mixes = _mixes(data) if objective.needs_mixes else None
             mix = simulate(model, 2, stems=stems)[0] if self.mixes is None else self.mixes(2)
-            guide._check(mix)
+            check_mix(mix, guide.channels)
             if mix.ndim != (2 if guide.channels is None else 3):
                 raise ShapeError(f"expected mixes one after the other, (mix, ..., time); got shape {tuple(mix.shape)}")
             with poutine.block():
