@@ -44,7 +44,7 @@ class GuidedSites:
         with torch.no_grad(), poutine.block(), poutine.trace() as tracer:
             model(mix)
         sites = {name: site for name, site in tracer.trace.nodes.items() if site["type"] == "sample"}
-        sites = {name: site for name, site in sites.items() if not poutine.util.site_is_subsample(site)}
+        sites = {name: site for name, site in sites.items() if not _is_no_variable(site)}
         observed = [name for name, site in sites.items() if site["is_observed"]]
         latent = {name: site for name, site in sites.items() if not site["is_observed"]}
         if priors is None:
@@ -58,3 +58,8 @@ class GuidedSites:
         heads = {name: (site["fn"].event_shape, site["fn"].support) for name, site in latent.items() if name in starts}
         stereo = sites[observed[0]]["fn"].event_dim > 1
         return cls(priors, heads, starts, mix.shape[-2] if stereo else None)
+
+
+def _is_no_variable(site: Mapping[str, Any]) -> bool:
+    """Whether the site is a plate's subsample or a :func:`pyro.deterministic`, which Pyro takes for observed."""
+    return poutine.util.site_is_subsample(site) or bool(site["infer"].get("_deterministic"))

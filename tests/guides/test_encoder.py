@@ -297,6 +297,17 @@ def test_for_a_model_it_has_the_models_sites(make, project):
     assert float(SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(mix)) > 0
 
 
+def test_what_a_model_keeps_by_pyro_deterministic_is_no_observation():
+    priors = white([1, 2])
+    plain = mean_mix(priors, noise=0.5)
+
+    def model(mix=None):
+        return pyro.deterministic("total", plain(mix))
+
+    mix = plain().detach()
+    assert EncoderGuide.for_model(model, mix, size=TINY).config == EncoderGuide.for_model(plain, mix, size=TINY).config
+
+
 def test_gains_start_at_their_prior(mean_agrees):
     """By draws from the prior of log-gains, of deviation 6 dB."""
     model = unknown_gains_mix(white([1, 1, 1]), spread_db=6.0)
