@@ -78,7 +78,8 @@ class _Sampled(Method):
     def _start(self, problem: Problem) -> Any:
         if not self.guided:
             return "mix"
-        return GuideStart(checked_guide(problem.priors), problem.gains, drawn=self._from_draws)
+        guide = checked_guide(problem.priors)
+        return GuideStart(guide, problem.gains, drawn=self._from_draws, copies=self.chains)
 
     def _samples(self, problem: Problem) -> tuple[Tensor, dict[str, np.ndarray]]:
         """Draws ``(chain, window, channel, draw, source, frame)`` as they are in the mix, and their summaries."""

@@ -57,12 +57,13 @@ class GuideStart:
 
     A guide's sources grow with the mix, so that gains in the same ratios make no difference at all.
 
-    Called, it draws them, or with ``drawn=False`` gives their means.
+    Called, it draws them, or with ``drawn=False`` gives their means. Moments are found once for mixes that are given
+    ``copies`` times, all of them in a row each time (:meth:`~pyrosep.separation.problem.Problem.rows`).
     """
 
-    def __init__(self, guide: EncoderGuide, gains: Tensor, *, drawn: bool = True) -> None:
+    def __init__(self, guide: EncoderGuide, gains: Tensor, *, drawn: bool = True, copies: int = 1) -> None:
         assert guide.gains is not None
-        self.guide, self.drawn, own = guide, drawn, guide.gains
+        self.guide, self.drawn, self.copies, own = guide, drawn, copies, guide.gains
         gains = gains.to(own)
         #: Between the levels of the two mixes, and of each source.
         self.level = gains.norm() / own.norm()
@@ -73,7 +74,7 @@ class GuideStart:
             with poutine.block():
                 values = self.guide(mix / self.level)
         else:
-            values = dict(zip(self.guide.names, self.guide.moments(mix / self.level)[0].unbind(-2), strict=True))
+            values = dict(zip(self.guide.names, self._moments(mix)[0].unbind(-2), strict=True))
         scaled = {name: value * scale for (name, value), scale in zip(values.items(), self.scale, strict=True)}
         return {name: pyro.sample(name, dist.Delta(value).to_event(1)) for name, value in scaled.items()}
 
@@ -82,8 +83,14 @@ class GuideStart:
         return error_level_of(self.moments(mix)[1])
 
     def moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
-        mean, deviation = self.guide.moments(mix / self.level)
+        mean, deviation = self._moments(mix)
         return mean * self.scale, deviation * self.scale.abs()
+
+    def _moments(self, mix: Tensor) -> tuple[Tensor, Tensor]:
+        """The guide's own, of each mix once."""
+        single = mix[: len(mix) // self.copies] / self.level
+        mean, deviation = (value.repeat(self.copies, *[1] * (value.ndim - 1)) for value in self.guide.moments(single))
+        return mean, deviation
 
 
 def checked_guide(priors: PriorSet) -> EncoderGuide:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pyrosep import load_priors
+from pyrosep import EncoderGuide, load_priors
 from pyrosep.errors import ConfigurationError
 from pyrosep.separation.chains import SharedDescent
+from pyrosep.separation.from_guide import GuideStart
 from pyrosep.separation.problem import Problem
 
 
@@ -41,3 +42,26 @@ def test_a_single_chain_starts_from_the_guide(problem):
 def test_a_share_out_of_range(share):
     with pytest.raises(ConfigurationError, match="from_mix is a share, from 0 to 1"):
         SharedDescent(from_mix=share)
+
+
+def test_the_guide_reads_each_window_once_whatever_the_number_of_chains(problem, monkeypatch):
+    seen, moments = [], EncoderGuide.moments
+
+    def counted(guide, mix, *more):
+        seen.append(len(mix))
+        return moments(guide, mix, *more)
+
+    monkeypatch.setattr(EncoderGuide, "moments", counted)
+    draws(problem, guided=True)
+    assert seen == [2]
+
+
+def test_a_start_of_copies_is_that_of_each_of_them(problem):
+    guide, rows = problem.priors.guide(), problem.rows(3)
+    once = GuideStart(guide, problem.gains, drawn=False, copies=3)
+    each = GuideStart(guide, problem.gains, drawn=False)
+    with torch.no_grad():
+        for name, value in each(rows).items():
+            # Batches of other sizes are rounded in another order.
+            torch.testing.assert_close(once(rows)[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(once.error_level(rows), each.error_level(rows), rtol=1e-4, atol=0)
