@@ -1,12 +1,19 @@
 """What is told in several places agrees."""
 
+import ast
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyrosep
 
 ROOT = Path(__file__).parent.parent
+
+#: The most lines of a module, a class and a function, docstrings included.
+LONGEST = {"module": 400, "class": 250, "function": 80}
+#: Folders of the package whose parts may still be longer.
+STILL_LONGER = ("cli",)
 
 
 def test_the_version_is_in_one_place():
@@ -41,3 +48,47 @@ def test_the_wheel_is_small_and_holds_what_the_demonstration_needs():
         assert f"pyrosep/weights/{needed}/config.json" in files
     assert "pyrosep/weights/catalogue.json" in files
     assert "pyrosep/py.typed" in files
+
+
+def parts_of(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Kind, name and number of lines of a module, and of each of its classes and functions, nested ones included."""
+    text = path.read_text(encoding="utf-8")
+    yield "module", path.stem, len(text.splitlines())
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            kind = "class" if isinstance(node, ast.ClassDef) else "function"
+            yield kind, node.name, (node.end_lineno or 0) - node.lineno + 1
+
+
+def too_long(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root)}: {kind} {name} has {lines} lines, at most {LONGEST[kind]} are allowed"
+        for path in sorted(root.rglob("*.py"))
+        if path.relative_to(root).parts[0] not in STILL_LONGER
+        for kind, name, lines in parts_of(path)
+        if lines > LONGEST[kind]
+    ]
+
+
+def test_modules_classes_and_functions_can_be_read_in_one_sitting():
+    assert not (found := too_long(ROOT / "pyrosep")), "split these by finding the right nouns:\n" + "\n".join(found)
+
+
+def test_what_is_too_long_is_found(tmp_path):
+    """Each limit is the last that is allowed; a method and a function inside another count by themselves."""
+    (tmp_path / "cli").mkdir()
+    longest = "def fitting():\n" + "    pass\n" * 79
+    inner = "    def inner():\n" + "        pass\n" * 80
+    text = longest + "def outer():\n" + inner + "class Whole:\n" + inner + "    x = 0\n" * 169
+    for name in ("long.py", "cli/long.py"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "empty.py").write_text("\n" * 401, encoding="utf-8")
+    (tmp_path / "short.py").write_text(longest + "\n" * 320, encoding="utf-8")
+    assert [line.split(" lines")[0] for line in too_long(tmp_path)] == [
+        "empty.py: module empty has 401",
+        "long.py: module long has 413",
+        "long.py: function outer has 82",
+        "long.py: class Whole has 251",
+        "long.py: function inner has 81",
+        "long.py: function inner has 81",
+    ]
