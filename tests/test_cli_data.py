@@ -5,11 +5,10 @@ import shutil
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import run
 
 from pyrosep import ContinuousFlow, audio
-from pyrosep.cli import app
-from pyrosep.cli.options import chosen_data
+from pyrosep.cli.options import Data
 from pyrosep.errors import ConfigurationError
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser
@@ -20,10 +19,6 @@ RATE = 8000
 lightning = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 #: Where a command is to be quick.
 SMALL = ("--frame", 64, "--batch", 2, "--steps", 1, "-d", "cpu", "--quiet")
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def done(*arguments):
@@ -139,14 +134,14 @@ def test_mistakes(songs, solo, tmp_path):
         audio.write(path, 0.1 * torch.randn(1, 4000), 2 * RATE)
     command = ("train-prior", "continuousflow", "--size", "tiny", *SMALL, "-o", tmp_path / "out")
     for options, said in (
-        (("--data", "toy", "--data", songs), "--data toy goes alone; got toy, "),
-        (("--data", "toy", "--weight", 2), "--weight and --map are for recordings, not --data toy"),
-        (("--data", "toy", *MAP), "--weight and --map are for recordings, not --data toy"),
+        (("--data", "toy", "--data", songs), "toy data goes alone; got toy, "),
+        (("--data", "toy", "--weight", 2), "weights and new names are for recordings, not toy data"),
+        (("--data", "toy", *MAP), "weights and new names are for recordings, not toy data"),
         (("--data", songs, "--data", songs), "expected every data set once"),
         (("--data", songs, "--data", solo, "--weight", 1), "a weight for each of 2 data sets"),
-        (("--data", "toy", "--reverb", 0.5), "--reverb, --flip and --takes are for recordings, not toy data"),
+        (("--data", "toy", "--reverb", 0.5), "an augmentation is for recordings, not toy data"),
         (("--data", songs, "--weight", 0), "weights of data sets above 0, got [0.0]"),
-        (("--data", songs, "--map", "guitar"), "--map takes OLD=NEW by commas"),
+        (("--data", songs, "--map", "guitar"), "expected new names OLD=NEW by commas"),
         (("--data", songs, "--map", "tuba=bass"), "no data set has the source 'tuba' that is to be renamed"),
         (("--data", songs, "--data", solo, "--source", "tuba"), "none of the data sets has a source 'tuba'"),
         (("--data", "solo:gone"), "folder of solo recordings, but there is no folder gone"),
@@ -163,13 +158,13 @@ def test_mistakes(songs, solo, tmp_path):
     [(None, {}), ("a=b", {"a": "b"}), ("a=c, b = c", {"a": "c", "b": "c"}), ("a=b,b=a", {"a": "b", "b": "a"})],
 )
 def test_new_names(text, renames):
-    assert chosen_data(["x"], None, text).renames == renames
+    assert Data(["x"], map=text).renames == renames
 
 
 @pytest.mark.parametrize("text", ["", "a", "a=", "=b", "a=b=c", "a=b,", "a=b,a=c"])
 def test_what_are_no_new_names(text):
-    with pytest.raises(ConfigurationError, match="--map takes"):
-        chosen_data(["x"], None, text)
+    with pytest.raises(ConfigurationError, match="new name"):
+        _ = Data(["x"], map=text).renames
 
 
 # --- training together -----------------------------------------------------------------------------------------------
@@ -213,7 +208,7 @@ def test_training_together_says_what_it_is_not_for(tmp_path, songs, told):
     command = ("train-prior", "together", "-o", tmp_path / "out", "--steps", 1, "-d", "cpu")
     for arguments, said in (
         (("--data", "toy", "--start", told), "toy waves have none"),
-        (("--data", songs, "--start", tmp_path / "plain"), "must be a model of ContinuousFlow priors"),
+        (("--data", songs, "--start", tmp_path / "plain"), "expected a model of ContinuousFlow priors"),
         (("--data", songs, "--start", told, "--presence", 0), "expected presence in (0, 1]"),
     ):
         assert said in failed(*command, *arguments)

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import run as run_command
 
 from pyrosep import GaussianPrior, audio, load_guide, save_guide, save_priors
-from pyrosep.cli import app
-from pyrosep.cli.guiding import _simulated
+from pyrosep.cli.guide_mixes import GuideMixes
+from pyrosep.cli.guiding import GuideData
 from pyrosep.diagnostics import interval_coverage
-from pyrosep.mixing import linear_mix
 from pyrosep.training import guides as guide_training
+from pyrosep.training.augmentation import Augmentation
 from pyrosep.training.frames import Frames
 from pyrosep.zoo import guide_info, load_priors, prior_set_info
 
@@ -38,7 +38,12 @@ def _plain(monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["train-guide", *(str(argument) for argument in (*COMMON, *arguments))])
+    return run_command("train-guide", *COMMON, *arguments)
+
+
+def mixes(info, priors, gains, noise):
+    """Mixes of draws of priors, on the CPU."""
+    return GuideMixes(info, priors, gains, noise, GuideData(), Augmentation(), 64, 0, "cpu")
 
 
 def done(*arguments):
@@ -117,7 +122,7 @@ def test_it_trains_and_writes_a_guide(model, tmp_path):
         assert guide.temperature[guide.names.index(name)].item() == pytest.approx(temperature, abs=1e-3)
         assert abs(after - 0.9) < max(0.05, abs(before - 0.9))
     # What is told of it is so of what was written.
-    mix, sources = _simulated(linear_mix(load_priors(model), [0.5, 0.5], 0.1), guide.names, {}, 0, 64, 0)
+    mix, sources = mixes(prior_set_info(model), load_priors(model), [0.5, 0.5], 0.1).simulated(0, 64)
     again = interval_coverage(guide, mix, sources, levels=(0.9,))
     assert again["low"][0.9] == pytest.approx(coverage["after"]["low"]["0.9"], abs=5e-3)
 
@@ -202,7 +207,7 @@ def test_it_starts_from_a_guide(model, tmp_path):
     assert any(not torch.allclose(networks[2][name], value, atol=1e-3) for name, value in networks[0].items())
     torch.testing.assert_close(load_guide(second).gains, torch.tensor([0.9, 0.1]))
     line = failed(*still, "-o", tmp_path / "no", "--start", first, "--source", "high", "--source", "low")
-    assert "--start must be a guide of the sources high, low, in this order" in line
+    assert "expected a guide to start from of the sources high, low, in this order" in line
     assert "no guide 'gone'" in failed(*still, "-o", tmp_path / "no", "--start", "gone")
 
 
@@ -251,8 +256,9 @@ def test_held_out_sources_do_not_share_a_place(model):
     """Frames that lie at one place of their lists may be of one moment of a song; mixes are made of different ones."""
     kept = torch.arange(12.0).unsqueeze(-1).repeat(1, FRAME)
     frames = {name: Frames(lambda count: kept[:count], kept, RATE) for name in ("low", "high")}
-    mixing = linear_mix(gaussians(), [1.0, 1.0], 0.01)
-    drawn = [_simulated(mixing, ("low", "high"), frames, first, count, 0)[1] for first, count in ((0, 8), (8, 4))]
+    found = mixes(None, gaussians(), [1.0, 1.0], 0.01)
+    found.__dict__["frames"] = frames  # those that it would open
+    drawn = [found.simulated(first, count)[1] for first, count in ((0, 8), (8, 4))]
     low, high = (torch.cat(drawn)[:, k, 0] for k in range(2))
     assert sorted(low.tolist()) == sorted(high.tolist()) == kept[:, 0].tolist()
     assert (low != high).all()
@@ -272,10 +278,10 @@ def test_mistakes(model, songs, tmp_path):
     (tmp_path / "file").write_text("")
     for options, said in (
         (("-n", "gone"), "no prior set 'gone'"),
-        (("--objective", "supervised"), "--objective must be one of simulated, elbo, both; got 'supervised'"),
-        (("-n", tmp_path / "other"), "--gains mean, level, or a number for each of low, high"),
-        (("--gains", "1,2,3"), "--gains takes 2 numbers"),
-        (("--gains", "loud"), "--gains takes mean"),
+        (("--objective", "supervised"), "objective must be one of ('simulated', 'elbo', 'both'); got 'supervised'"),
+        (("-n", tmp_path / "other"), "mean, level, or a number for each of low, high"),
+        (("--gains", "1,2,3"), "expected 2 gains"),
+        (("--hop", 4, "--network", "bands"), "a network of bands has no harmonic, hop, levels, passes"),
         (("--noise", 0), "noise must be positive"),
         (("--source", "tuba"), "tuba"),
         (("--data", "toy"), "toy data has the sources sine, saw, square, triangle, not low, high of model 'tiny'"),
@@ -296,7 +302,7 @@ def test_models_lists_guides_that_ship(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PYROSEP_MODELS", str(tmp_path))
     save_guide(tmp_path / "guides" / "my-guide", EncoderGuide(["a", "b"]), model="toy", frame=128, summary="of two")
-    result = CliRunner().invoke(app, ["models", "--json", str(tmp_path / "models.json")], env={"COLUMNS": "200"})
+    result = run_command("models", "--json", tmp_path / "models.json", env={"COLUMNS": "200"})
     assert re.search(r"my-guide .* toy .* a, b .* 128 .* of two", result.stdout)
     found = {one["name"]: one["guides"] for one in json.loads((tmp_path / "models.json").read_text())}
     assert sorted(found["toy"]) == ["my-guide", "toy-guide"]

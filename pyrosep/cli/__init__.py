@@ -1,65 +1,58 @@
-"""``pyrosep demo | separate | evaluate | calibrate | train-prior | train-guide | experiment | models | diagnose``."""
+"""``pyrosep demo | separate | evaluate | calibrate | train-prior | train-guide | experiment | models | diagnose``.
+
+A command's module is imported when it is called, so that help and mistakes are answered at once.
+"""
 
 from __future__ import annotations
 
-import typer
+from collections.abc import Sequence
 
-from pyrosep.cli.calibrating import calibrate
-from pyrosep.cli.evaluating import evaluate
-from pyrosep.cli.experimenting import (
-    audit_command,
-    constant_inputs_command,
-    cross_likelihood_command,
-    flows_command,
-    guides_command,
-    music_command,
-    noised_likelihood_command,
-    samplers_command,
-    sets_command,
-)
-from pyrosep.cli.guiding import train_guide_command
-from pyrosep.cli.inspecting import diagnose, models
-from pyrosep.cli.separating import demo, separate
-from pyrosep.cli.together import train_together_command
-from pyrosep.cli.training import train_continuousflow_command, train_flowavenet_command, train_gaussian_command
+from cyclopts import App, Parameter
+
+from pyrosep.cli.manners import reported
+from pyrosep.version import __version__
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+app = App(
     name="pyrosep",
     help="Bayesian musical source separation: posterior samples of the sources of a mix.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # which would swallow [what stands in brackets]
-    add_completion=False,
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    # A switch has no opposite unless it says so, a list can't be emptied, and of an option given twice the last counts.
+    default_parameter=Parameter(negative="", allow_repeating=True),
 )
-train_app = typer.Typer(
-    help="Train a source's prior on recordings of that source alone.", no_args_is_help=True, rich_markup_mode=None
-)
-experiment_app = typer.Typer(
-    help="Experiments: each writes its table and its picture.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(experiment_app, name="experiment")
-app.add_typer(train_app, name="train-prior")
+train_app = App(name="train-prior", help="Train a source's prior on recordings of that source alone.")
+experiment_app = App(name="experiment", help="Experiments: each writes its table and its picture.")
 
-for command in (demo, separate, evaluate, calibrate, models, diagnose):
-    app.command()(command)
-app.command("train-guide")(train_guide_command)
-experiment_app.command("samplers")(samplers_command)
-experiment_app.command("guides")(guides_command)
-experiment_app.command("flows")(flows_command)
-experiment_app.command("music")(music_command)
-experiment_app.command("audit")(audit_command)
-experiment_app.command("sets")(sets_command)
-experiment_app.command("cross-likelihood")(cross_likelihood_command)
-experiment_app.command("noised-likelihood")(noised_likelihood_command)
-experiment_app.command("constant-inputs")(constant_inputs_command)
-train_app.command("continuousflow")(train_continuousflow_command)
-train_app.command("flowavenet")(train_flowavenet_command)
-train_app.command("gaussian")(train_gaussian_command)
-train_app.command("together")(train_together_command)
+for parent, place, name, text in (
+    (app, "separating:separate", "separate", "Separate files into OUT/MODEL/TRACK/{source}.wav."),
+    (app, "demonstrating:demo", "demo", "Separate toy waves, a mix that was clipped, and a real song, and score them."),
+    (app, "evaluating:evaluate", "evaluate", "SI-SDR by source on songs whose stems are known."),
+    (app, "calibrating:calibrate", "calibrate", "Fit how far draws lie apart, so that intervals hold what they say."),
+    (app, "guiding:train_guide", "train-guide", "Train a guide, an encoder from mixes to their sources."),
+    (app, "inspecting:models", "models", "List the models that ship, and the guides."),
+    (app, "inspecting:diagnose", "diagnose", "R-hat, ESS and MCSE of a posterior's summaries, and plots of them."),
+    (train_app, "training:gaussian", "gaussian", "Fit stationary Gaussian priors, a mean power spectrum each."),
+    (train_app, "training:flowavenet", "flowavenet", "Train normalizing flows (FloWaveNet) on noised recordings."),
+    (train_app, "training:continuousflow", "continuousflow", "Train denoisers for all noise levels (ContinuousFlow)."),
+    (train_app, "together:together", "together", "Train a model's denoisers inside of the search that uses them."),
+    (experiment_app, "experimenting:samplers", "samplers", "Sources that each sampler finds, by its denoiser calls."),
+    (experiment_app, "experimenting:guides", "guides", "What guides find alone, and as starts of chains."),
+    (experiment_app, "experimenting:flows", "flows", "Toy mixes under learned flows: redraws, chains and a guide."),
+    (experiment_app, "experimenting:music", "music", "SI-SDR, cost and trust of all methods on songs."),
+    (experiment_app, "experimenting:sets", "sets", "Mixes of fewer and of more sources than a model has."),
+    (experiment_app, "experimenting:audit", "audit", "Searches on songs by the number of noise levels and draws."),
+    (experiment_app, "experimenting:cross_likelihood", "cross-likelihood", "Every prior on frames of every source."),
+    (experiment_app, "experimenting:noised_likelihood", "noised-likelihood", "Frames with more and more noise."),
+    (experiment_app, "experimenting:constant_inputs", "constant-inputs", "Constants and noise beside real frames."),
+):
+    parent.command(f"pyrosep.cli.{place}", name=name, help=text)
+app.command(train_app)
+app.command(experiment_app)
 
 
-def main() -> None:
-    """Entry point of the command ``pyrosep``."""
-    app()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``pyrosep``, and of programs that call it with words of their own."""
+    with reported():
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_none")

@@ -2,139 +2,129 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.types import PositiveFloat, PositiveInt
 from rich.table import Table
 
+from pyrosep.cli.manners import print_table, progress_bar, say, write_json
 from pyrosep.cli.options import (
     DEFAULT_MODEL,
-    Chains,
-    Compile,
-    Coupling,
     Device,
-    Draws,
-    Gains,
+    EvaluationOptions,
     Guide,
-    Json,
-    Ladder,
-    Overlap,
-    Quiet,
-    Redraws,
-    SafePrecision,
-    Seed,
-    Segment,
+    Report,
+    Reporting,
     Sources,
-    Warmup,
     chosen_priors,
-    parsed_gains,
-    parsed_ladder,
-    print_table,
-    progress_bar,
-    reported,
-    write_json,
 )
 from pyrosep.errors import DataError
 
+if TYPE_CHECKING:
+    from pyrosep.separation import Settings
+    from pyrosep.zoo import PriorSet
+
 
 def evaluate(
-    data: Annotated[str, typer.Option("--data", help="toy, musdb (at MUSDB_PATH), or a folder ROOT/SONG/STEM.wav.")],
-    model: Annotated[
-        str | None, typer.Option("-n", "--model", help=f"Model [{DEFAULT_MODEL}; toy for toy data].")
-    ] = None,
-    methods: Annotated[list[str] | None, typer.Option("--method", help="As in separate; may be given again.")] = None,
+    *,
+    data: str,
+    model: Annotated[str | None, Parameter(alias="-n")] = None,
+    methods: Annotated[list[str] | None, Parameter(name="--method")] = None,
     guide: Guide = None,
     sources: Sources = None,
-    seconds: Annotated[float, typer.Option(help="Seconds of each song.")] = 30.0,
-    songs: Annotated[int | None, typer.Option(min=1, help="At most so many songs, or toy mixes [all; 8].")] = None,
-    frame: Annotated[int, typer.Option(min=16, help="Samples in a toy mix.")] = 2048,
-    subset: Annotated[str, typer.Option(help="Of MUSDB18: train or test.")] = "test",
-    stereo: Annotated[bool, typer.Option("--stereo", help="Keep channels; else the mean over them.")] = False,
-    bss: Annotated[bool, typer.Option("--bss-eval", help="Add BSS Eval v4 by museval (needs ffmpeg).")] = False,
-    coupling: Coupling = None,
-    ladder: Ladder = None,
-    redraws: Redraws = 24,
-    chains: Chains = None,
-    draws: Draws = None,
-    warmup: Warmup = None,
-    segment: Segment = None,
-    overlap: Overlap = 0.25,
-    gains: Gains = None,
-    precision: SafePrecision = "auto",
-    compiled: Compile = False,
-    seed: Seed = 0,
+    seconds: PositiveFloat = 30.0,
+    songs: PositiveInt | None = None,
+    frame: PositiveInt = 2048,
+    subset: str = "test",
+    stereo: bool = False,
+    bss_eval: bool = False,
+    settings: Annotated[EvaluationOptions, Parameter(name="*")] = EvaluationOptions(),
     device: Device = "auto",
-    quiet: Quiet = False,
-    json_file: Json = None,
+    report: Report = Reporting(),
 ) -> None:
-    """SI-SDR and its improvement over the mix, by source, on songs whose stems are known."""
-    with reported():
-        from dataclasses import asdict, replace
-        from itertools import islice
+    """SI-SDR and its improvement over the mix, by source, on songs whose stems are known.
 
-        from pyrosep.data.catalog import open_songs
-        from pyrosep.data.toy import WAVES
-        from pyrosep.evaluation.scores import aggregate, song_references, toy_references
-        from pyrosep.evaluation.scores import evaluate as score
-        from pyrosep.naming import check_source_names
-        from pyrosep.separation import Settings, choose_method
-        from pyrosep.zoo import prior_set_info
+    Means, medians and counts are given. The mix itself as the estimate of every source is always scored beside the
+    methods. A source that is silent in a mix is not scored there.
 
-        place = prior_set_info(model or ("toy" if data == "toy" else DEFAULT_MODEL)).folder
-        settings = Settings(
-            coupling=coupling,
-            ladder=parsed_ladder(ladder),
-            redraws=redraws,
-            chains=chains,
-            draws=draws,
-            warmup=warmup,
-            segment=segment,
-            overlap=overlap,
-            gains=parsed_gains(gains),
-            precision=precision,
-            compile=compiled,
-            seed=seed,
+    Example:
+        $ pyrosep evaluate --data ROOT --method exact --method langevin --seconds 30
+
+    Arguments:
+        data: ``toy``, ``musdb`` (at MUSDB_PATH), or a folder ``ROOT/SONG/STEM.wav``.
+        model: Name of a model that ships, or a folder of one. By default the one for songs, or ``toy`` for toy data.
+        methods: A method, as in ``separate``; may be given again. By default what suits the model.
+        seconds: Seconds of each song.
+        songs: At most so many songs, or toy mixes. By default all songs, and 8 mixes.
+        frame: Samples in a toy mix.
+        subset: Of MUSDB18: ``train`` or ``test``.
+        stereo: Keep channels; else the mean over them is separated.
+        bss_eval: Add BSS Eval v4 by museval, which needs ffmpeg.
+    """
+    from pyrosep.evaluation.scores import aggregate
+    from pyrosep.evaluation.scores import evaluate as score
+    from pyrosep.separation import choose_method
+    from pyrosep.zoo import prior_set_info
+
+    place = prior_set_info(model or ("toy" if data == "toy" else DEFAULT_MODEL)).folder
+    if data == "toy":
+        references, count, options = _toy_mixes(sources, frame, songs, settings.seed)
+        priors = chosen_priors(place, guide, device, **options)
+    else:
+        references, count = _songs(data, subset, sources, songs, seconds=seconds, mono=not stereo)
+        priors = chosen_priors(place, guide, device)  # all of its sources explain the mix, whichever are scored
+    chosen = methods or [choose_method(settings, priors).name]
+    with progress_bar(count, "evaluating", report.quiet) as bar:
+        scores, factors = score(
+            references, priors, chosen, settings, bss=bss_eval, on_reference=lambda reference: bar.update()
         )
-        if data == "toy":
-            check_source_names(names := tuple(sources or WAVES))
-            count = songs or 8
-            references = toy_references(names, frame=frame, size=count, seed=seed)
-            priors = chosen_priors(place, guide, device, sources=names, frame=frame)
-        else:
-            opened, names = open_songs(data, subset=subset, sources=sources)
-            count = min(len(opened), songs or len(opened))
-            references = song_references(islice(opened, count), names, seconds=seconds, mono=not stereo)
-            # All of the model's sources explain the mix, whichever are scored.
-            priors = chosen_priors(place, guide, device)
-        chosen = methods or [choose_method(settings, priors).name]
-        with progress_bar(count, "evaluating", quiet) as bar:
-            scores, factors = score(
-                references,
-                priors,
-                chosen,
-                settings,
-                bss=bss,
-                on_reference=lambda reference: bar.update(),
-            )
-        rows = aggregate(scores)
-        if not rows:
-            raise DataError(f"no source of {data} sounds in what was read; take more --seconds, or other sources")
-        write_json(
-            json_file,
-            {
-                "data": data,
-                "model": priors.name,
-                "guide": None if priors.guide_info is None else priors.guide_info.name,
-                "settings": asdict(settings),
-                "methods": {name: choose_method(replace(settings, method=name), priors).numbers() for name in chosen},
-                "gains": priors.gains if settings.gains is None else settings.gains,
-                "summary": rows,
-                "real_time_factor": factors,
-                "scores": [asdict(one) for one in scores],
-            },
-        )
-        if not quiet:
-            _print_scores(rows, factors, f"{priors.name} on {data}, {count} mixes")
+    rows = aggregate(scores)
+    if not rows:
+        raise DataError(f"no source of {data} sounds in what was read; take more seconds of it, or other sources")
+    found = _figures(data, priors, settings, chosen)
+    write_json(
+        report.json, found | {"summary": rows, "real_time_factor": factors, "scores": [asdict(one) for one in scores]}
+    )
+    if not report.quiet:
+        _print_scores(rows, factors, f"{priors.name} on {data}, {count} mixes")
+
+
+def _toy_mixes(sources: list[str] | None, frame: int, count: int | None, seed: int) -> tuple[Any, int, dict[str, Any]]:
+    """Toy mixes with their sources, how many, and what priors are loaded for them."""
+    from pyrosep.data.toy import WAVES
+    from pyrosep.evaluation.scores import toy_references
+    from pyrosep.naming import check_source_names
+
+    check_source_names(names := tuple(sources or WAVES))
+    references = toy_references(names, frame=frame, size=count or 8, seed=seed)
+    return references, count or 8, {"sources": names, "frame": frame}
+
+
+def _songs(data: str, subset: str, sources: list[str] | None, most: int | None, **options: Any) -> tuple[Any, int]:
+    """Songs with their stems, and how many."""
+    from pyrosep.data.catalog import open_songs
+    from pyrosep.evaluation.scores import song_references
+
+    opened, names = open_songs(data, subset=subset, sources=sources)
+    count = min(len(opened), most or len(opened))
+    return song_references(islice(opened, count), names, **options), count
+
+
+def _figures(data: str, priors: PriorSet, settings: Settings, methods: list[str]) -> dict[str, Any]:
+    """What was asked for, and what it came to."""
+    from pyrosep.separation import choose_method
+
+    return {
+        "data": data,
+        "model": priors.name,
+        "guide": None if priors.guide_info is None else priors.guide_info.name,
+        "settings": asdict(settings),
+        "methods": {name: choose_method(replace(settings, method=name), priors).numbers() for name in methods},
+        "gains": priors.gains if settings.gains is None else settings.gains,
+    }
 
 
 def _print_scores(rows: list[dict[str, Any]], factors: dict[str, float], title: str) -> None:
@@ -151,4 +141,4 @@ def _print_scores(rows: list[dict[str, Any]], factors: dict[str, float], title: 
         table.add_row(row["method"], row["source"], str(row["count"]), *cells)
     print_table(table)
     for method, factor in factors.items():
-        typer.echo(f"{method}: {factor:.2f} s of computing a second of audio")
+        say(f"{method}: {factor:.2f} s of computing a second of audio")

@@ -1,133 +1,229 @@
-"""Options and manners that the commands share: devices, errors, progress, figures as JSON."""
+"""Options that several commands have: each is the library's own setting, with its default and its help.
+
+The library's dataclasses (:class:`~pyrosep.separation.Settings`, ...) are taken as they are. A subclass here says only
+how a field is written on the command line where that isn't plain.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import math
 import os
 import re
-import sys
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hints
 
-import typer
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
-from pyrosep.errors import ConfigurationError, PyrosepError
+from pyrosep.errors import ConfigurationError
+from pyrosep.separation.settings import Settings
+from pyrosep.training.augmentation import Augmentation
+from pyrosep.training.interference import Interference
+from pyrosep.training.settings import PRESETS, TrainingSettings
 
 if TYPE_CHECKING:
     from pyrosep.data.catalog import DataSets
-    from pyrosep.training.settings import TrainingSettings
     from pyrosep.zoo import PriorSet
 
 #: What songs are separated by where no model is named.
 DEFAULT_MODEL = "music-small"
 
-Seed = Annotated[int, typer.Option("--seed", help="Seed of all that is random.")]
-Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
-Model = Annotated[str, typer.Option("-n", "--model", help="Name of a model that ships, or a folder of one.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write into.")]
-Chains = Annotated[int | None, typer.Option(min=1, help="Chains for each window [4; 8 with coupling shared].")]
-Draws = Annotated[int | None, typer.Option(min=1, help="Draws from each chain [100; 1 with shared or local].")]
-Warmup = Annotated[int | None, typer.Option(min=0, help="Steps before the first draw [50; 0 with shared or local].")]
-Coupling = Annotated[
-    str | None,
-    typer.Option(
-        help="How the search goes: sweeps, shared, local, noisy, denoised, constraint [what suits the priors]."
-    ),
-]
-Ladder = Annotated[str | None, typer.Option(help="Noise levels of the search: how many, or falling levels by commas.")]
-Redraws = Annotated[int, typer.Option(min=0, help="Block redraws of the search.")]
-Segment = Annotated[float | None, typer.Option(help="Seconds in a window [default: the model's frame].")]
-Overlap = Annotated[float, typer.Option(help="Share of a window that it has in common with the next, up to 0.5.")]
-Gains = Annotated[str | None, typer.Option(help="mean, level, fit, or a number a source, by commas [the model's way].")]
-Guide = Annotated[
-    str | None, typer.Option("--guide", help="Name or folder of a guide [the model's own, where it has one].")
-]
-Sources = Annotated[list[str] | None, typer.Option("--source", help="A source; may be given again [default: all].")]
-LearningRate = Annotated[float, typer.Option(help="The largest of the run.")]
-Weights = Annotated[
-    list[float] | None,
-    typer.Option("--weight", help="Share of a data set's frames; once for each --data [songs count by length]."),
-]
-Renames = Annotated[
-    str | None, typer.Option("--map", help="New names of sources, OLD=NEW by commas; sources of one name are summed.")
-]
-Optimizer = Annotated[str, typer.Option(help="muon or adamw (which wants a fifth of the rate).")]
-Precision = Annotated[
-    str, typer.Option(help="32-true, bf16-mixed, or auto: the half precision where the device is quicker in it.")
-]
-SafePrecision = Annotated[
-    str,
-    typer.Option("--precision", help="32-true, bf16-mixed, or auto: half where quicker and as accurate."),
-]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile networks (torch.compile): a minute or more at first, then faster.")
-]
-GainJitter = Annotated[float, typer.Option(help="Std of a random gain of each frame, dB.")]
-PitchJitter = Annotated[float, typer.Option(help="Largest random shift of pitch, semitones.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Turn every other frame upside down.")]
-Equalise = Annotated[
-    float, typer.Option("--equalise", help="Largest gain of a random smooth filter of each frame, up or down, dB.")
-]
-Compress = Annotated[float, typer.Option("--compress", help="Share of the frames that are compressed.")]
-Reverb = Annotated[float, typer.Option("--reverb", help="Share of the frames in random short reverberation.")]
-ValidateEvery = Annotated[int, typer.Option(min=1, help="Steps between held-out figures.")]
-SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
-Summary = Annotated[str, typer.Option(help="One line for `pyrosep models`.")]
-Anew = Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a checkpoint.")]
+Out = Annotated[Path, Parameter(alias="-o", help="Folder to write into.")]
+Model = Annotated[str, Parameter(alias="-n", help="Name of a model that ships, or a folder of one.")]
+Guide = Annotated[str | None, Parameter(help="Name or folder of a guide. By default the model's own, if it has one.")]
+Sources = Annotated[list[str] | None, Parameter(name="--source", help="A source; may be given again. By default all.")]
+Seed = Annotated[int, Parameter(help="Seed of all that is random.")]
+Device = Annotated[str, Parameter(alias="-d", help="auto, cpu, cuda or cuda:N.")]
+Chains = Annotated[PositiveInt | None, Parameter(help="Chains for each window.")]
+Summary = Annotated[str, Parameter(help="One line for `pyrosep models`.")]
+Anew = Annotated[bool, Parameter(name="--overwrite", help="Start anew where there is a checkpoint.")]
+Half = Annotated[bool, Parameter(negative="--full", help="Write the weights in half precision, or single.")]
 
 
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Errors end with one clear line and a non-zero exit, never with a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        # Names of files may hold what the terminal's encoding lacks: that is no reason to end.
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: complain("warning", str(message))
-        # ArviZ 0.23 announces its 1.0 on every import.
-        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
-        try:
-            yield
-        except KeyboardInterrupt:
-            complain("interrupted", "what was finished is kept; run the same command again to go on")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if isinstance(error, typer.Exit):
-                raise
-            complain("error", one_line(error))
-            raise typer.Exit(1) from None
+def whole_or_numbers(kind: Any, tokens: Sequence[Any]) -> int | tuple[float, ...]:
+    """One whole number, or numbers by commas."""
+    (text,) = (token.value for token in tokens)
+    try:
+        return int(text) if "," not in text and "." not in text else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"expected a whole number, or numbers by commas; got {text!r}") from None
 
 
-def one_line(error: BaseException) -> str:
-    import torch
+def word_or_numbers(kind: Any, tokens: Sequence[Any]) -> str | tuple[float, ...]:
+    """One of the words for gains, or numbers by commas."""
+    (text,) = (token.value for token in tokens)
+    if text in ("mean", "level", "fit"):
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"expected mean, level, fit, or numbers by commas; got {text!r}") from None
 
-    if os.environ.get("PYROSEP_DEBUG"):
-        traceback.print_exception(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return "out of memory; take fewer --chains or --draws, a shorter --segment, or another --device"
-    if isinstance(error, PyrosepError | OSError):
-        return " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (PYROSEP_DEBUG=1 shows where)"
+
+Gains = Annotated[str | Sequence[float] | None, Parameter(converter=word_or_numbers, n_tokens=1)]
 
 
-def complain(kind: str, text: str) -> None:
-    typer.echo(f"pyrosep: {kind}: {text}", err=True)
+@dataclass(frozen=True)
+class Reporting:
+    """What is printed and written of what was found.
+
+    Attributes:
+        quiet: Print nothing but errors.
+        json: Also write the figures to this file.
+    """
+
+    quiet: bool = False
+    json: Path | None = None
+
+
+Report = Annotated[Reporting, Parameter(name="*")]
+
+
+@dataclass(frozen=True)
+class SeparationOptions(Settings):
+    """:class:`~pyrosep.separation.Settings` on the command line."""
+
+    ladder: Annotated[int | Sequence[float] | None, Parameter(converter=whole_or_numbers, n_tokens=1)] = None
+    gains: Gains = None
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(SeparationOptions):
+    """The same for commands that compare methods, and keep no draws."""
+
+    method: Annotated[str | None, Parameter(parse=False)] = None
+    keep: Annotated[int, Parameter(parse=False)] = 0
+
+
+@dataclass(frozen=True)
+class AugmentationOptions(Augmentation):
+    """:class:`~pyrosep.training.augmentation.Augmentation` on the command line."""
+
+
+@dataclass(frozen=True)
+class InterferenceOptions(Interference):
+    """:class:`~pyrosep.training.interference.Interference` on the command line: none, unless a share is given."""
+
+    share: Annotated[float, Parameter(name="--interference")] = 0.0
+    presence: Annotated[float, Parameter(name="--interference-presence")] = 0.8
+    full: Annotated[float, Parameter(name="--interference-full")] = 0.5
+    gain_db: Annotated[float, Parameter(name="--interference-gain")] = 3.0
+    silent: Annotated[float, Parameter(name="--interference-silent")] = 0.1
+
+    def asked(self) -> Interference | None:
+        return Interference(**asdict(self)) if self.share else None
+
+
+@dataclass(frozen=True)
+class TrainingOptions(TrainingSettings):
+    """:class:`~pyrosep.training.settings.TrainingSettings` on the command line."""
+
+    accelerator: Annotated[str, Parameter(name=["--device", "-d"])] = "auto"
+
+    def here(self) -> TrainingSettings:
+        """Plain settings for this machine."""
+        if self.accelerator.startswith("cuda:"):
+            raise ConfigurationError(
+                f"training takes the first GPU, cuda; got {self.accelerator}: set "
+                f"CUDA_VISIBLE_DEVICES={self.accelerator[5:]} for another one"
+            )
+        return TrainingSettings(**asdict(self) | {"accelerator": chosen_device(self.accelerator)}).here()
+
+    def __post_init__(self) -> None:
+        if not self.accelerator.startswith("cuda:"):  # which is told of in full where the settings are used
+            super().__post_init__()
+
+
+_Options = TypeVar("_Options", bound=TrainingOptions)
+
+
+def with_preset(name: str) -> Callable[[type[_Options]], type[_Options]]:
+    """Let options have a preset's numbers for their defaults."""
+
+    def decorate(kind: type[_Options]) -> type[_Options]:
+        hints = get_type_hints(kind, include_extras=True)
+        defaults = asdict(PRESETS[name]) | {"accelerator": kind.accelerator}
+        own = [(one.name, hints[one.name], field(default=defaults[one.name])) for one in fields(kind)]
+        return make_dataclass(
+            kind.__name__,
+            own,
+            bases=(kind,),
+            frozen=True,
+            namespace={"__doc__": kind.__doc__, "__module__": kind.__module__},
+        )
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Data:
+    """Recordings that are trained on, or simulated sources, which go alone.
+
+    Attributes:
+        data: ``toy``; or, once or more: ``musdb`` (at MUSDB_PATH), a folder ``ROOT/SONG/STEM.wav``, or ``solo:ROOT`` of
+            ``SOURCE/NAME.wav``.
+        weight: Share of a data set's frames, once for each data set. By default songs count by their length.
+        map: New names of sources, OLD=NEW by commas. Sources of one name are summed.
+        source: A source; may be given again. By default all.
+    """
+
+    data: list[str]
+    weight: list[float] | None = None
+    map: str | None = None
+    source: list[str] | None = None
+
+    #: Names that are no recordings.
+    simulators: ClassVar[tuple[str, ...]] = ("toy",)
+
+    def __post_init__(self) -> None:
+        alone = [name for name in self.data if name in self.simulators]
+        if alone and len(self.data) > 1:
+            raise ConfigurationError(f"{alone[0]} data goes alone; got {', '.join(self.data)}")
+        if alone and self.details():
+            raise ConfigurationError(f"weights and new names are for recordings, not {alone[0]} data")
+
+    @property
+    def simulated(self) -> bool:
+        return self.data[0] in self.simulators
+
+    @property
+    def label(self) -> str:
+        return " + ".join(self.data)
+
+    @property
+    def renames(self) -> dict[str, str]:
+        renames: dict[str, str] = {}
+        for part in self.map.split(",") if self.map is not None else ():
+            old, _, new = (name.strip() for name in part.partition("="))
+            if not old or not new or "=" in new:
+                raise ConfigurationError(
+                    f"expected new names OLD=NEW by commas, as in guitar=other,piano=other; got {self.map!r}"
+                )
+            if old in renames:
+                raise ConfigurationError(f"a source gets one new name; got two for {old!r}: {self.map!r}")
+            renames[old] = new
+        return renames
+
+    def open(self, sources: Sequence[str] | None = None) -> DataSets:
+        """The data sets' songs that are for training."""
+        from pyrosep.data.catalog import open_data_sets
+
+        return open_data_sets(self.data, subset="train", sources=sources, renames=self.renames, weights=self.weight)
+
+    def details(self) -> dict[str, Any]:
+        """Weights and new names, where there are any."""
+        weights = {} if self.weight is None else {"weights": list(self.weight)}
+        return weights | ({"map": self.renames} if self.renames else {})
+
+    def check_augmentation(self, augmentation: Augmentation) -> None:
+        """Raise ConfigurationError for an augmentation of simulated sources."""
+        if self.simulated and asdict(augmentation) != asdict(Augmentation()):
+            raise ConfigurationError(f"an augmentation is for recordings, not {self.data[0]} data; leave it out")
 
 
 def chosen_device(name: str) -> str:
+    """A device by its name on the command line; and one thread on a CPU, unless the environment says otherwise."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
@@ -138,7 +234,7 @@ def chosen_device(name: str) -> str:
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
         raise ConfigurationError(f"expected a device auto, cpu, cuda or cuda:N; got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {name} was asked for, but there is no CUDA device here; use -d cpu")
+        raise ConfigurationError(f"device {name} was asked for, but there is no CUDA device here; use cpu")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise ConfigurationError(f"device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
     return name
@@ -150,130 +246,3 @@ def chosen_priors(model: str | os.PathLike[str], guide: str | None, device: str,
 
     priors = load_priors(model, device=chosen_device(device), **options)
     return priors if guide is None else priors.with_guide(guide)
-
-
-@dataclass(frozen=True)
-class ChosenData:
-    """What is trained on: data sets by name, or simulated sources, which go alone."""
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...] | None = None
-    renames: dict[str, str] = field(default_factory=dict)
-    simulated: bool = False
-
-    def __str__(self) -> str:
-        return " + ".join(self.names)
-
-    def open(self, sources: Sequence[str] | None = None) -> DataSets:
-        """The data sets' songs that are for training."""
-        from pyrosep.data.catalog import open_data_sets
-
-        return open_data_sets(self.names, subset="train", sources=sources, renames=self.renames, weights=self.weights)
-
-    def details(self) -> dict[str, Any]:
-        """Weights and new names, where there are any."""
-        weights = {} if self.weights is None else {"weights": list(self.weights)}
-        return weights | ({"map": self.renames} if self.renames else {})
-
-
-def chosen_data(
-    names: Sequence[str], weights: Sequence[float] | None, renames: str | None, simulated: Sequence[str] = ("toy",)
-) -> ChosenData:
-    """The data that ``--data``, ``--weight`` and ``--map`` name; ``simulated`` are the names that are no recordings."""
-    chosen = ChosenData(tuple(names), tuple(weights) if weights else None, parsed_renames(renames))
-    if not (alone := [name for name in names if name in simulated]):
-        return chosen
-    if len(names) > 1:
-        raise ConfigurationError(f"--data {alone[0]} goes alone; got {', '.join(names)}")
-    if chosen.details():
-        raise ConfigurationError(f"--weight and --map are for recordings, not --data {alone[0]}")
-    return ChosenData(chosen.names, simulated=True)
-
-
-def parsed_renames(text: str | None) -> dict[str, str]:
-    if text is None:
-        return {}
-    renames: dict[str, str] = {}
-    for part in text.split(","):
-        old, _, new = (name.strip() for name in part.partition("="))
-        if not old or not new or "=" in new:
-            raise ConfigurationError(f"--map takes OLD=NEW by commas, as in guitar=other,piano=other; got {text!r}")
-        if old in renames:
-            raise ConfigurationError(f"--map takes one new name for each source; got two for {old!r}: {text!r}")
-        renames[old] = new
-    return renames
-
-
-def training_settings(preset: TrainingSettings, device: str, **options: Any) -> TrainingSettings:
-    """A preset with what is otherwise, for a device by its name on the command line."""
-    from pyrosep.nn.precision import chosen_precision
-
-    accelerator, _, index = chosen_device(device).partition(":")
-    if index not in ("", "0"):
-        raise ConfigurationError(
-            f"training takes the first GPU, -d cuda; for another one set CUDA_VISIBLE_DEVICES={index}; got -d {device}"
-        )
-    options["precision"] = chosen_precision(options["precision"], accelerator)
-    return replace(preset, accelerator=accelerator, **options)
-
-
-def figures_line(report: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in report.items())
-
-
-def parsed_gains(text: str | None) -> str | tuple[float, ...] | None:
-    if text is None or text in ("mean", "level", "fit"):
-        return text
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigurationError(f"--gains takes mean, level, fit or numbers by commas; got {text!r}") from None
-
-
-def parsed_ladder(text: str | None) -> int | tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return int(text) if "," not in text and "." not in text else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigurationError(f"--ladder takes a number of levels, or levels by commas; got {text!r}") from None
-
-
-def write_json(path: Path | None, figures: Any) -> None:
-    if path is not None:
-        from pyrosep.results import write_text
-
-        write_text(path, json.dumps(finite(figures), indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def finite(figures: Any) -> Any:
-    """The same figures with null for those that JSON has no number for."""
-    if isinstance(figures, dict):
-        return {key: finite(value) for key, value in figures.items()}
-    if isinstance(figures, list | tuple):
-        return [finite(value) for value in figures]
-    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
-
-
-def print_table(table: Table) -> None:
-    """Print a table as wide as its figures need, on a narrow terminal too: a figure cut short says something else."""
-    console = Console()
-    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    Console(width=max(console.width, needed)).print(table)
-
-
-def progress_bar(total: int, label: str, quiet: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=label, unit_scale=True, disable=quiet or None, leave=False)
-
-
-def track_progress(label: str, quiet: bool) -> tuple[Any, Any]:
-    """A bar whose total is known on the way, and the function that moves it: of what is done, and all there is."""
-    bar = progress_bar(1, label, quiet)
-
-    def update(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return bar, update

@@ -2,151 +2,139 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
+from pyrosep.cli.manners import figures_line, say, write_json
 from pyrosep.cli.options import (
     Anew,
-    Compress,
-    Device,
-    Equalise,
-    Flip,
-    GainJitter,
-    Json,
-    LearningRate,
-    Optimizer,
+    AugmentationOptions,
+    Data,
+    Half,
     Out,
-    PitchJitter,
-    Precision,
-    Quiet,
-    Renames,
-    Reverb,
-    SaveEvery,
-    Seed,
+    Report,
+    Reporting,
     Summary,
-    ValidateEvery,
-    Weights,
-    chosen_data,
+    TrainingOptions,
     chosen_device,
-    figures_line,
-    reported,
-    training_settings,
-    write_json,
+    with_preset,
 )
-from pyrosep.cli.training import Data
 from pyrosep.errors import ConfigurationError
-from pyrosep.training.settings import PRESETS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pyrosep.priors import ContinuousFlow
+    from pyrosep.training.augmentation import Augmentation
+    from pyrosep.training.frames import Frames
 
 
-def train_together_command(
-    data: Data,
-    start: Annotated[str, typer.Option(help="The model whose priors are trained on.")],
+@with_preset("together")
+class JointTraining(TrainingOptions):
+    """Training settings with the preset of priors that are trained together."""
+
+
+@dataclass(frozen=True)
+class JointAugmentation(AugmentationOptions):
+    """Changes to frames of sources that are mixed: their loudness differs."""
+
+    gain_jitter: float = 3.0
+    takes: Annotated[float, Parameter(parse=False)] = 0.0
+
+
+def together(
+    *,
+    data: Annotated[Data, Parameter(name="*")],
+    start: str,
     out: Out,
-    weights: Weights = None,
-    renames: Renames = None,
-    frame: Annotated[int | None, typer.Option(min=2, help="Samples in a frame [the model's own].")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = PRESETS["together"].steps,
-    batch: Annotated[int, typer.Option(min=1, help="Mixes in a step, over all processes.")] = PRESETS["together"].batch,
-    learning_rate: LearningRate = PRESETS["together"].learning_rate,
-    optimizer: Optimizer = PRESETS["together"].optimizer,
-    precision: Precision = "auto",
-    presence: Annotated[float, typer.Option(help="Chance of each source to be in a mix.")] = 0.8,
-    agreement: Annotated[float, typer.Option(help="Chance of a mix to be of frames that agree in key and beat.")] = 0.7,
-    alone: Annotated[float, typer.Option(help="Frames of each source alone, for each mix.")] = 0.25,
-    gain_jitter: GainJitter = 3.0,
-    pitch_jitter: PitchJitter = 0.0,
-    flip: Flip = False,
-    equalise: Equalise = 0.0,
-    compress: Compress = 0.0,
-    reverb: Reverb = 0.0,
-    devices: Annotated[int, typer.Option(min=1, help="Devices on each machine; on a CPU, processes.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    validate_every: ValidateEvery = PRESETS["together"].validate_every,
-    save_every: SaveEvery = PRESETS["together"].save_every,
+    frame: PositiveInt | None = None,
+    presence: float = 0.8,
+    agreement: float = 0.7,
+    alone: float = 0.25,
+    augmentation: Annotated[JointAugmentation, Parameter(name="*")] = JointAugmentation(),
+    training: Annotated[JointTraining, Parameter(name="*")] = JointTraining(),
     summary: Summary = "",
-    half: Annotated[bool, typer.Option("--half/--full", help="Write the weights in half precision, or single.")] = True,
+    half: Half = True,
     overwrite: Anew = False,
-    seed: Seed = 0,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    json_file: Json = None,
+    report: Report = Reporting(),
 ) -> None:
-    """Train the denoisers of a model (ContinuousFlow, with interference) together, inside the search that uses them."""
-    with reported():
-        import torch
+    """Train the denoisers of a model (ContinuousFlow, with interference) together, inside the search that uses them.
 
-        from pyrosep.priors import ContinuousFlow
-        from pyrosep.training.augmentation import Augmentation
-        from pyrosep.training.frames import song_frames
-        from pyrosep.training.together import train_together
-        from pyrosep.training.trainer import Trainer, launch
-        from pyrosep.zoo import load_priors, prior_set_info, save_priors
-        from pyrosep.zoo.weights import load_weights
+    Frames of all sources, of no song together but most of them chosen to agree in key and beat, are added up, and what
+    the search makes of their sum is compared with them. The denoisers must filter short-time spectra and know
+    interference. Checkpoints, logs and going on are as for ``flowavenet``. The SNR of held-out mixes, separated, is
+    printed in dB at the end.
 
-        settings = training_settings(
-            PRESETS["together"],
-            device,
-            steps=steps,
-            batch=batch,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            precision=precision,
-            validate_every=validate_every,
-            save_every=save_every,
+    Example:
+        $ pyrosep train-prior together --data ROOT --start my-model -o my-model-together
+
+    Arguments:
+        start: The model whose priors are trained on.
+        frame: Samples in a frame. By default the model's own.
+        presence: Chance of each source to be in a mix.
+        agreement: Chance of a mix to be of frames that agree in key and beat.
+        alone: Frames of each source alone, for each mix.
+    """
+    import torch
+
+    from pyrosep.training.together import train_together
+    from pyrosep.training.trainer import Trainer, launch
+    from pyrosep.zoo import load_priors, prior_set_info, save_priors
+    from pyrosep.zoo.weights import load_weights
+
+    settings = training.here()
+    info = prior_set_info(start)
+    if info.family != "continuousflow":
+        raise ConfigurationError(f"expected a model of ContinuousFlow priors; {start} has {info.family} priors")
+    if data.simulated:
+        raise ConfigurationError("training together is for denoisers that filter spectra; toy waves have none")
+    chosen_device(settings.accelerator)  # for the number of threads
+    priors = cast("dict[str, ContinuousFlow]", dict(load_priors(start, frame=frame)))
+    frames = _frames(priors, data, augmentation, settings.seed, room=bool(agreement))
+    fabric = launch(settings)
+    trainer = Trainer(
+        settings,
+        folder=out / "training" / "together",
+        resume=not overwrite,
+        label="together",
+        quiet=report.quiet,
+        fabric=fabric,
+    )
+    trained, figures = train_together(priors, frames, trainer, presence=presence, agreement=agreement, alone=alone)
+    if fabric.is_global_zero:
+        before = load_weights(info.folder)[0]["priors"]
+        save_priors(
+            out,
+            trained,
+            gains=info.gains,
+            summary=summary or info.summary,
+            dtype=torch.float16 if half else None,
+            provenance={name: before[name] | {"together": figures} for name in trained},
+        )
+        write_json(report.json, figures)
+    if not report.quiet:
+        say(f"{', '.join(trained)}: {figures_line(figures)}\nwritten to {out}")
+
+
+def _frames(
+    priors: Mapping[str, ContinuousFlow], data: Data, augmentation: Augmentation, seed: int, *, room: bool
+) -> dict[str, Frames]:
+    """Frames of each source; with room to shift them in, where they are to agree."""
+    from pyrosep.training.frames import song_frames
+
+    songs = data.open(list(priors))
+    return {
+        name: song_frames(
+            songs,
+            name,
+            prior.time + (prior.time // 2 if room else 0),
+            sample_rate=prior.sample_rate,
+            augmentation=augmentation,
             seed=seed,
-            devices=devices,
-            nodes=nodes,
+            shares=songs.shares,
         )
-        info = prior_set_info(start)
-        if info.family != "continuousflow":
-            raise ConfigurationError(f"--start must be a model of ContinuousFlow priors; {start} has {info.family}")
-        chosen = chosen_data(data, weights, renames)
-        if chosen.simulated:
-            raise ConfigurationError("training together is for denoisers that filter spectra; toy waves have none")
-        chosen_device(settings.accelerator)  # and the number of threads
-        priors = cast("dict[str, ContinuousFlow]", dict(load_priors(start, frame=frame)))
-        songs = chosen.open(list(priors))
-        augmentation = Augmentation(gain_jitter, flip, pitch_jitter, 0.0, equalise, compress, reverb)
-        frames = {
-            name: song_frames(
-                songs,
-                name,
-                prior.time + (prior.time // 2 if agreement else 0),  # room to shift them in
-                sample_rate=info.sample_rate,
-                augmentation=augmentation,
-                seed=seed,
-                shares=songs.shares,
-            )
-            for name, prior in priors.items()
-        }
-        fabric = launch(settings)
-        trained, report = train_together(
-            priors,
-            frames,
-            Trainer(
-                settings,
-                folder=Path(out) / "training" / "together",
-                resume=not overwrite,
-                label="together",
-                quiet=quiet,
-                fabric=fabric,
-            ),
-            presence=presence,
-            agreement=agreement,
-            alone=alone,
-        )
-        if fabric.is_global_zero:
-            before = load_weights(info.folder)[0]["priors"]
-            save_priors(
-                out,
-                trained,
-                gains=info.gains,
-                summary=summary or info.summary,
-                dtype=torch.float16 if half else None,
-                provenance={name: before[name] | {"together": report} for name in trained},
-            )
-            write_json(json_file, report)
-        if not quiet:
-            typer.echo(f"{', '.join(trained)}: {figures_line(report)}\nwritten to {out}")
+        for name, prior in priors.items()
+    }

@@ -10,7 +10,13 @@ from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.masking import MaskingNet
 from pyrosep.nn.refining import RefiningUNet, UNetSize
 
-__all__ = ["Encoders", "WaveEncoder"]
+__all__ = ["ENCODERS", "Encoders", "WaveEncoder"]
+
+#: Sizes that guides are trained with where nobody says: of the waveform, and of short-time spectra.
+ENCODERS: dict[str, UNetSize | BandSize] = {
+    "waves": UNetSize(levels=3, layers=4, passes=3, harmonic=48),
+    "bands": BandSize(layers=8),
+}
 
 #: Where softplus is 1.
 _ONE = 0.5413

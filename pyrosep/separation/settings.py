@@ -22,41 +22,36 @@ class Settings:
     """How a mix is separated. What is ``None`` is chosen for the priors: :func:`~pyrosep.separation.choose_method`.
 
     Attributes:
-        method: ``"langevin"`` (chains of :class:`~pyrosep.MALA`, after an :class:`~pyrosep.AnnealedSearch` where
-            the posterior may have several modes), ``"guide+langevin"`` (the same, chains from draws of the guide; with
-            coupling ``"shared"`` three quarters from its mean, one from the mix), ``"guide"`` (the guide's own mean
-            and deviation), ``"exact"`` (closed form; Gaussian priors only), or
-            ``"one-pass"`` (one call of each prior's denoiser, on the mix itself, for priors whose denoisers are filters
-            and know interference: a :class:`~pyrosep.infer.search.descent.Descent` of one level).
-            ``None`` is ``"guide+langevin"`` where there is a guide, else ``"langevin"``.
-        coupling: of the search: ``"sweeps"``, ``"shared"``, or a coupling of :func:`~pyrosep.noised` for Langevin
-            moves, see :class:`~pyrosep.AnnealedSearch`; ``None`` for ``"shared"`` with priors whose denoisers are
-            filters and know interference, ``"local"`` with other filters, sweeps with others that are not Gaussian,
-            and no search with those that are.
-        ladder: noise levels of the search, or how many; ``None`` for 20, with ``"local"`` 12, with ``"shared"`` 4.
-            Giving either makes a search.
-        redraws: block redraws of the search; see :class:`~pyrosep.AnnealedSearch`.
-        chains: chains for each window and channel; ``None`` for 4, with coupling ``"shared"`` 8. With ``"one-pass"``,
-            as many draws, all from one call.
-        draws: draws kept from each chain; ``None`` for 100, with couplings ``"local"`` and ``"shared"`` 1: where the
-            search ends.
-        warmup: steps before the first draw; ``None`` for 50, with couplings ``"local"`` and ``"shared"`` 0.
-        segment: seconds in a window; ``None`` for the priors' own frame.
-        overlap: share of a window that it has in common with the next, below or equal to a half.
-        gains: ``"mean"``, ``"level"``, ``"fit"``, or one gain a source; ``None`` for the prior set's own way; see
-            :class:`~pyrosep.zoo.PriorSetInfo`.
-        precision: ``"32-true"`` or ``"bf16-mixed"``, of networks that can be evaluated in half precision; see
-            :meth:`~pyrosep.ContinuousFlow.with_autocast`; ``"auto"`` for half precision of networks that stay
-            accurate in it, on devices that are quicker in it.
-        compile: whether networks are compiled by ``torch.compile``, which takes a minute or more at first; for many or
-            long tracks. See :meth:`~pyrosep.ContinuousFlow.compiled`.
-        noise_db: level of the observation noise below the mix's, in dB.
-        keep: draws of the sources to give beside their mean: spread evenly over all draws, chain after chain. Each is a
-            draw within its windows, which are independent of each other, cross-faded.
-        temperature: by how much draws lie further from their mean than the chains of a search left them, so that
-            intervals by them hold what they say; the mean stays. ``None`` for the prior set's own where it has one for
-            the method (:func:`~pyrosep.evaluation.calibration.calibrate`) and ``coupling`` is ``"shared"``, else 1.
-        seed: of the draws.
+        method: What finds the sources. ``langevin``: chains, after a search where the posterior may have several modes.
+            ``guide``: the mean and deviation of the guide alone. ``guide+langevin``: chains from the guide.
+            ``one-pass``: one call of each prior's denoiser, on the mix itself, for priors that filter and know
+            interference. ``exact``: the closed form, for Gaussian priors. By default chains, from the guide where there
+            is one.
+        coupling: How the search goes: ``sweeps``, ``shared`` (a descent of all sources together), or Langevin moves
+            ``noisy``, ``denoised``, ``constraint`` or ``local``. By default ``shared`` with priors that filter and know
+            interference, ``local`` with others that filter, no search with Gaussian priors, else ``sweeps``.
+        ladder: Noise levels of the search: how many, or the falling levels themselves. By default 20; 12 with coupling
+            ``local``, 4 with ``shared``. Giving either makes a search.
+        redraws: Block redraws of the search.
+        chains: Chains for each window and channel; with ``one-pass``, draws. By default 4, or 8 with coupling
+            ``shared``.
+        draws: Draws kept from each chain. By default 100; 1, where the search ends, with couplings ``local`` and
+            ``shared``.
+        warmup: Steps before the first draw, in which the step size adapts. By default 50; 0 with couplings ``local``
+            and ``shared``.
+        segment: Seconds in a window. By default the priors' own frame.
+        overlap: Share of a window that it has in common with the next, at most 0.5.
+        gains: How loud the sources are in the mix: ``mean``, ``level``, ``fit``, or one number for each source. By
+            default the prior set's own way.
+        precision: Of networks: ``32-true``, ``bf16-mixed``, or ``auto``: half precision for networks that stay accurate
+            in it, on devices that are quicker in it.
+        compile: Compile networks by torch.compile. This takes a minute or more at first, and pays for long tracks.
+        noise_db: Level of the observation noise below the mix, in dB.
+        keep: Posterior draws to give beside their mean, spread evenly over all draws. Each is a draw within its
+            windows, which are independent of each other and cross-faded.
+        temperature: Factor for the distances of draws from their mean, and for standard deviations; the mean stays. By
+            default what the prior set was calibrated to for the method, else 1.
+        seed: Seed of the draws.
 
     Raises:
         ConfigurationError: a value that is out of range; the error names it.

@@ -22,29 +22,29 @@ class Augmentation:
     """Random changes to frames; none by default. (Shifts in time are in the crops already.)
 
     Attributes:
-        gain_db: standard deviation of the gain, in dB.
-        flip: whether every other frame is turned upside down.
-        pitch: largest shift up or down, in semitones, by resampling, which shifts formants too and changes the speed.
-        takes: share of the frames that are the sum of two: of a source that may sound twice at once.
-        equalise: largest gain of a random smooth filter, up or down, in dB
-            (:func:`~pyrosep.training.produced.equalised`).
-        compress: share of the frames that are compressed (:func:`~pyrosep.training.produced.compressed`).
-        reverb: share of the frames in reverberation (:func:`~pyrosep.training.produced.reverberated`).
+        gain_jitter: Standard deviation of a random gain of each frame, in dB.
+        flip: Turn every other frame upside down.
+        pitch_jitter: Largest random shift of pitch, up or down, in semitones, by resampling, which shifts formants too
+            and changes the speed.
+        takes: Share of the frames that are the sum of two, for a source that may sound twice at once.
+        equalise: Largest gain of a random smooth filter of each frame, up or down, in dB.
+        compress: Share of the frames that are compressed.
+        reverb: Share of the frames that are put into a random short reverberation.
     """
 
-    gain_db: float = 0.0
+    gain_jitter: float = 0.0
     flip: bool = False
-    pitch: float = 0.0
+    pitch_jitter: float = 0.0
     takes: float = 0.0
     equalise: float = 0.0
     compress: float = 0.0
     reverb: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.gain_db >= 0 and 0 <= self.pitch <= 12 and 0 <= self.takes <= 1):
+        if not (self.gain_jitter >= 0 and 0 <= self.pitch_jitter <= 12 and 0 <= self.takes <= 1):
             raise ConfigurationError(
-                "an augmentation needs gain_db of at least 0, pitch from 0 to 12 semitones and takes from 0 to 1; "
-                f"got {self}"
+                "an augmentation needs gain_jitter of at least 0, pitch_jitter from 0 to 12 semitones and takes from 0 "
+                f"to 1; got {self}"
             )
         if not (0 <= self.equalise <= 40 and 0 <= self.compress <= 1 and 0 <= self.reverb <= 1):
             raise ConfigurationError(
@@ -59,7 +59,7 @@ class Augmentation:
 
     def length(self, time: int) -> int:
         """Samples that a frame of ``time`` samples is made of."""
-        return math.ceil(_whole(time) * 2 ** (self.pitch / 12)) if self.pitch else time
+        return math.ceil(_whole(time) * 2 ** (self.pitch_jitter / 12)) if self.pitch_jitter else time
 
     def __call__(self, drawn: Tensor, time: int, sample_rate: int | None = None) -> Tensor:
         """Frames ``(n, time)`` of drawn ones, ``(n, length(time))``, by torch's own generator.
@@ -77,7 +77,7 @@ class Augmentation:
         """
         if drawn.ndim != 2 or drawn.shape[-1] != self.length(time):
             raise ShapeError(f"expected frames of shape (n, {self.length(time)}); got {tuple(drawn.shape)}")
-        frames = torch.stack([self._shifted(one, time) for one in drawn]) if self.pitch else drawn
+        frames = torch.stack([self._shifted(one, time) for one in drawn]) if self.pitch_jitter else drawn
         count = len(frames)
         if self.equalise:
             frames = equalised(frames, self.equalise)
@@ -87,8 +87,8 @@ class Augmentation:
                     raise ConfigurationError("compression and reverberation need the frames' sample rate; give it")
                 chosen = torch.rand(count) < share
                 frames = frames.index_put((chosen,), change(frames[chosen], sample_rate))
-        if self.gain_db:
-            frames = frames * 10 ** (self.gain_db / 20 * torch.randn(count, 1))
+        if self.gain_jitter:
+            frames = frames * 10 ** (self.gain_jitter / 20 * torch.randn(count, 1))
         if self.flip:
             frames = frames * (torch.randint(0, 2, (count, 1)) * 2 - 1)
         if self.takes and count > 1:
@@ -98,7 +98,7 @@ class Augmentation:
 
     def _shifted(self, take: Tensor, time: int) -> Tensor:
         """``time`` samples at a random pitch, resampled in the Fourier domain."""
-        ratio = 2 ** (self.pitch / 12 * (2 * float(torch.rand(())) - 1))
+        ratio = 2 ** (self.pitch_jitter / 12 * (2 * float(torch.rand(())) - 1))
         whole = _whole(time)
         own = min(_quick_length(round(whole * ratio)), len(take))
         bins = torch.fft.rfft(take[:own])

@@ -40,15 +40,15 @@ class Interference:
     together: a source's frames and those of the others are drawn by themselves.
 
     Attributes:
-        share: of the frames, those that have interference; the others are as they were.
-        presence: the chance of each other source to be in such a frame.
-        full: the chance that such a frame is a mix, all other sources in it as loud as they were recorded; else the
-            gain of each is :math:`u^2`, u uniform, as of what is left over in a separation.
-        gain_db: standard deviation of the gain of each other source on top of that, in dB.
-        silent: of the frames with interference, those in which the source itself is silent.
-        told: what the network is told: ``"presence"`` (1 where there is interference, else 0), ``"level"`` (the largest
-            gain of another source, without the deviation), or ``"nothing"``. With ``"apart"`` a second network is
-            trained on these frames, and told nothing; the prior's own network stays as it is.
+        share: Share of the frames that other sources are mixed into. The others stay as they are.
+        presence: Chance of each other source to be in such a frame.
+        full: Chance that such a frame is a mix, with all other sources in it as loud as they were recorded. Otherwise
+            the gain of each is the square of a uniform number, as of what a separation leaves over.
+        gain_db: Standard deviation of the gain of each other source on top of that, in dB.
+        silent: Share of the frames with interference in which the source itself is silent.
+        told: What the network is told: ``presence`` (1 where there is interference, else 0), ``level`` (the largest
+            gain of another source, without the deviation), or ``nothing``. With ``apart`` a second network is trained
+            on these frames, and told nothing; the network of the prior to start from stays as it is.
     """
 
     share: float = 0.5

@@ -27,14 +27,14 @@ class GuideObjective:
     - ``"both"`` spends the first half of the steps on simulation, and the second half on the ELBO.
 
     Attributes:
-        name: one of :data:`OBJECTIVES`.
-        cuts: lengths in samples of the pieces that simulated mixes are cut into.
-        beta: for simulation, weigh the log-density of each sample of a source by :math:`(\sigma / \|m\|)^{2\beta}`, by
-            its own deviation beside the mix's root mean square, through which no gradient passes (Seitzer et al.,
-            2022). At 0 it is the likelihood, and quiet passages count as much as loud ones; at 1 means are drawn to the
-            sources by the squared error.
-        sigma_max: noise level at which the annealing begins; ``None`` for a level by the loudest prior.
-        annealing: part of the steps by the ELBO over which the noise level falls.
+        name: ``simulated``, ``elbo``, or ``both``, one after the other.
+        cuts: Lengths in samples of pieces that simulated mixes are cut into, so that the guide reads them too.
+        beta: Weigh the log-density of each simulated sample by its own deviation, beside the root mean square of the
+            mix, to the power of twice this; no gradient passes through the weight (Seitzer et al., 2022). At 0 it is
+            the likelihood, and quiet passages count as much as loud ones; at 1 means are drawn to the sources by the
+            squared error.
+        sigma_max: Noise level at which the annealing begins. By default one by the loudest prior.
+        annealing: Part of the steps by the ELBO over which the priors' noise level falls.
 
     Raises:
         ConfigurationError: an unknown name, a number out of range, or cuts where nothing is simulated.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.nn.precision import check_precision
+from pyrosep.nn.precision import check_precision, chosen_precision
 
-__all__ = ["OPTIMIZERS", "PRESETS", "SCHEDULES", "TrainingSettings"]
+__all__ = ["ACCELERATORS", "OPTIMIZERS", "PRESETS", "SCHEDULES", "TrainingSettings"]
 
 SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("adamw", "muon")
+ACCELERATORS = ("cpu", "cuda", "auto")
 
 
 @dataclass(frozen=True)
@@ -19,22 +20,27 @@ class TrainingSettings:
     """How to train.
 
     Attributes:
-        steps: of the optimizer.
-        batch: items in a step, over all processes together.
-        learning_rate: the largest of the run.
-        optimizer: ``"adamw"`` (Loshchilov and Hutter, 2019), or ``"muon"`` for matrices
-            (:class:`~pyrosep.training.muon.Muon`) with AdamW for all else, at 0.15 of the learning rate.
-        schedule: of the learning rate after the warm-up: ``"cosine"`` down to a fiftieth, or ``"constant"``.
-        warmup: steps over which it rises from zero.
-        weight_decay: decoupled.
-        clip: the largest norm of the gradient.
-        ema: decay of the average of the weights; the first steps average over fewer.
-        precision: ``"32-true"`` or ``"bf16-mixed"``, torch's autocast.
-        validate_every, save_every: steps between validations and between checkpoints.
-        seed: of all that is random.
-        accelerator: ``"cpu"`` or ``"cuda"``.
-        devices: processes on each machine, one a device; on a CPU, processes.
-        nodes: machines.
+        steps: Steps of the optimizer.
+        batch: Items in a step, over all processes together.
+        learning_rate: The largest learning rate of the run.
+        optimizer: ``adamw`` (Loshchilov and Hutter, 2019), or ``muon``, for matrices, with AdamW for all else at 0.15
+            of the learning rate.
+        schedule: The learning rate after the warm-up: ``cosine``, which falls to a fiftieth, or ``constant``.
+        warmup: Steps over which the learning rate rises from zero.
+        weight_decay: Decoupled weight decay.
+        clip: The largest norm of the gradient.
+        ema: Decay of the running average of the weights. The first steps average over fewer.
+        precision: ``32-true``, ``bf16-mixed`` (torch's autocast), or ``auto``: half precision on devices that are
+            quicker in it.
+        validate_every: Steps between validations.
+        save_every: Steps between checkpoints.
+        seed: Seed of all that is random.
+        accelerator: ``cpu``, ``cuda``, or ``auto``: a GPU where there is one.
+        devices: Devices on each machine, a process each; on a CPU, processes.
+        nodes: Machines.
+
+    Raises:
+        ConfigurationError: a number out of range, or an unknown word.
     """
 
     steps: int = 5000
@@ -69,11 +75,23 @@ class TrainingSettings:
             raise ConfigurationError(f"schedule must be one of {SCHEDULES}; got {self.schedule!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigurationError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}")
-        check_precision(self.precision)
+        if self.precision != "auto":
+            check_precision(self.precision)
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigurationError(f"accelerator must be one of {ACCELERATORS}; got {self.accelerator!r}")
         if self.batch % (self.devices * self.nodes):
             raise ConfigurationError(
                 f"a batch must split evenly over the processes; got {self.batch} items and {self.devices * self.nodes}"
             )
+
+    def here(self) -> TrainingSettings:
+        """The same settings with what ``"auto"`` comes to on this machine."""
+        import torch
+
+        accelerator = self.accelerator
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        return replace(self, accelerator=accelerator, precision=chosen_precision(self.precision, accelerator))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -86,17 +104,18 @@ class TrainingSettings:
 
 #: What each kind of training takes where nobody says: priors of a family, priors together, and guides.
 PRESETS: dict[str, TrainingSettings] = {
-    "flowavenet": TrainingSettings(steps=6000, batch=16, learning_rate=0.02, optimizer="muon"),
-    "continuousflow": TrainingSettings(steps=6000, batch=32, learning_rate=0.01, optimizer="muon"),
+    "flowavenet": TrainingSettings(steps=6000, batch=16, learning_rate=0.02, optimizer="muon", precision="auto"),
+    "continuousflow": TrainingSettings(steps=6000, batch=32, learning_rate=0.01, optimizer="muon", precision="auto"),
     "together": TrainingSettings(
         steps=400,
         batch=8,
         learning_rate=0.004,
         optimizer="muon",
+        precision="auto",
         warmup=20,
         ema=0.99,
         validate_every=100,
         save_every=100,
     ),
-    "guide": TrainingSettings(steps=3600, batch=16, learning_rate=0.012, optimizer="muon"),
+    "guide": TrainingSettings(steps=3600, batch=16, learning_rate=0.012, optimizer="muon", precision="auto"),
 }

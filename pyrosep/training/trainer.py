@@ -101,7 +101,7 @@ class Trainer:
         quiet: bool = False,
         fabric: Any = None,
     ) -> None:
-        self.settings = TrainingSettings() if settings is None else settings
+        self.settings = (TrainingSettings() if settings is None else settings).here()
         self.resume, self.until, self.label, self.quiet = resume, until, label, quiet
         #: The step that is being made.
         self.step = 0
@@ -293,6 +293,7 @@ def launch(settings: TrainingSettings) -> Any:
     """Lightning Fabric for these settings, with its processes started: to be called once in a program."""
     from lightning.fabric import Fabric
 
+    settings = settings.here()
     alone = settings.devices * settings.nodes == 1
     fabric = Fabric(
         accelerator=settings.accelerator,

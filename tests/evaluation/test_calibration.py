@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import run
 
 from pyrosep import ContinuousFlow, audio
-from pyrosep.cli import app
 from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.evaluation.calibration import calibrate
 from pyrosep.nn.bandnet import BandSize
@@ -81,10 +80,6 @@ def test_temperatures_that_are_none_are_refused(tmp_path, flows, wrong):
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import run as run_command
 
 import pyrosep
 from pyrosep import audio
-from pyrosep.cli import app
 from pyrosep.separation import choose_method
 from pyrosep.zoo import prior_sets
 
@@ -31,7 +30,7 @@ def separated(name, options, tmp_path):
     audio.write(tmp_path / "mix.wav", mix, rate)
     flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
     command = ["separate", str(tmp_path / "mix.wav"), "-n", name, "-o", str(tmp_path / "out"), "-d", "cpu", *flags]
-    result = CliRunner().invoke(app, [*command, "--quiet"])
+    result = run_command(*command, "--quiet")
     assert result.exit_code == 0, result.output
     folder = tmp_path / "out" / name / "mix"
     priors = pyrosep.load_priors(name)

@@ -17,7 +17,7 @@ def test_by_default_frames_are_left_alone():
 
 def test_gain(mean_agrees):
     frames = torch.ones(4000, 2)
-    gain_db = 20 * Augmentation(gain_db=3.0)(frames, 2).log10()
+    gain_db = 20 * Augmentation(gain_jitter=3.0)(frames, 2).log10()
     assert torch.equal(gain_db[:, 0], gain_db[:, 1])
     mean_agrees(gain_db[:, 0], 0.0)
     mean_agrees(gain_db[:, 0].square(), 9.0)
@@ -33,7 +33,7 @@ def test_flip(mean_agrees):
 
 def test_pitch():
     """A sine of 1/20 of the rate comes out within a semitone of it, as loud as it was, with nothing beside it."""
-    change = Augmentation(pitch=1.0)
+    change = Augmentation(pitch_jitter=1.0)
     time = 2048
     length = change.length(time)
     # A frame with its margins of 64 samples, or a three-hundredth more, a semitone higher.
@@ -54,7 +54,7 @@ def test_pitch():
 
 
 def test_pitch_of_none_is_the_middle_of_the_take(monkeypatch):
-    change = Augmentation(pitch=2.0)
+    change = Augmentation(pitch_jitter=2.0)
     frames = torch.randn(1, change.length(64), dtype=torch.float64)
     monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.5))
     torch.testing.assert_close(change(frames, 64), frames[:, 64:128])
@@ -72,8 +72,8 @@ def test_takes_are_summed():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigurationError, match="pitch from 0 to 12 semitones and takes from 0 to 1"):
-        Augmentation(pitch=13.0)
+    with pytest.raises(ConfigurationError, match="pitch_jitter from 0 to 12 semitones and takes from 0 to 1"):
+        Augmentation(pitch_jitter=13.0)
     with pytest.raises(ConfigurationError, match="takes from 0 to 1"):
         Augmentation(takes=1.5)
     with pytest.raises(ShapeError, match=r"expected frames of shape \(n, 32\); got \(2, 40\)"):

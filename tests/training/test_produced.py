@@ -158,14 +158,15 @@ def test_switches():
 def test_older_switches_draw_what_they_drew():
     frames = torch.randn(6, 256)
     torch.manual_seed(7)
-    changed = Augmentation(gain_db=3.0, flip=True)(frames, 256, RATE)
+    changed = Augmentation(gain_jitter=3.0, flip=True)(frames, 256, RATE)
     torch.manual_seed(7)
     gain = 10 ** (3.0 / 20 * torch.randn(6, 1))
     assert torch.equal(changed, frames * gain * (torch.randint(0, 2, (6, 1)) * 2 - 1))
 
 
 def test_details():
-    assert Augmentation(gain_db=3.0).details() == {"gain_db": 3.0, "flip": False, "pitch": 0.0, "takes": 0.0}
+    usual = {"gain_jitter": 3.0, "flip": False, "pitch_jitter": 0.0, "takes": 0.0}
+    assert Augmentation(gain_jitter=3.0).details() == usual
     assert Augmentation(reverb=0.5).details()["reverb"] == 0.5
 
 

@@ -113,7 +113,7 @@ def test_it_returns_the_averaged_weights_and_validates_with_them():
 
 @pytest.mark.parametrize("kind", PRESETS)
 def test_without_a_trainer_a_training_has_the_preset_of_its_kind(kind):
-    assert trainer_or_preset(None, kind).settings == PRESETS[kind]
+    assert trainer_or_preset(None, kind).settings == PRESETS[kind].here()
     own = Trainer(quiet=True)
     assert trainer_or_preset(own, kind) is own
 

@@ -1,0 +1,199 @@
+"""One training for each source of a prior set, in this process or several; each result is written at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cyclopts.types import PositiveInt
+
+from pyrosep.cli.manners import figures_line, say, write_json
+from pyrosep.cli.options import Data, Reporting, chosen_device
+from pyrosep.errors import ConfigurationError
+from pyrosep.training.augmentation import Augmentation
+from pyrosep.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from pyrosep.priors import SourcePrior
+    from pyrosep.training.frames import Frames
+    from pyrosep.training.trainer import Trainer
+
+__all__ = ["FamilyOptions", "Job", "Recipe", "Trained", "train_all"]
+
+#: Priors by the folder below the set's own that they go to ("" for its own), and figures.
+Trained = tuple[dict[str, "SourcePrior"], dict[str, Any]]
+
+
+class Recipe(Protocol):
+    """How a family is trained, with the numbers that only this family has."""
+
+    @property
+    def hears_others(self) -> bool:
+        """Whether frames of other sources are heard too."""
+        ...
+
+    @property
+    def augmentation(self) -> Augmentation: ...
+
+    def train(self, job: Job, frames: Frames, trainer: Trainer) -> Trained: ...
+
+
+@dataclass(frozen=True)
+class FamilyOptions:
+    """What the trainings of all learned families take.
+
+    Attributes:
+        sample_rate: Sample rate in Hz. By default the recordings' own.
+        frame: Samples in a frame.
+        sigma_min: Lowest noise level.
+        sigma_max: Highest noise level. By default the source's root mean square times the root of the frame.
+        start: A model whose priors to start from. By default random weights.
+        workers: Sources trained side by side, a process each.
+        gains: How loud sources are in a mix: ``level``, ``fit`` or ``mean``.
+        summary: One line for ``pyrosep models``.
+        overwrite: Start anew where there is a checkpoint.
+    """
+
+    sample_rate: PositiveInt | None = None
+    frame: PositiveInt = 2048
+    sigma_min: float = 0.01
+    sigma_max: float | None = None
+    start: str | None = None
+    workers: PositiveInt = 1
+    gains: str = "level"
+    summary: str = ""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """The training of one source.
+
+    Attributes:
+        source: its name.
+        folder: for checkpoints.
+        data: what is trained on.
+        options: of all families.
+        recipe: of this one.
+        settings: of the training.
+        quiet: no progress bar.
+    """
+
+    source: str
+    folder: Path
+    data: Data
+    options: FamilyOptions
+    recipe: Recipe
+    settings: TrainingSettings
+    quiet: bool
+
+    def begun(self, family: type[SourcePrior]) -> Any:
+        """The prior that is started from, if there is one."""
+        from pyrosep.zoo import load_priors
+
+        start = self.options.start
+        if start is None:
+            return None
+        prior = load_priors(start, frame=self.options.frame, sources=[self.source])[self.source]
+        if not isinstance(prior, family):
+            raise ConfigurationError(f"expected a model of {family.__name__} priors to start from; {start} has {prior}")
+        return prior
+
+    def run(self, fabric: Any = None) -> tuple[Trained, bool]:
+        """What came of it, and whether this process is the one that writes."""
+        from pyrosep.training.trainer import Trainer, launch
+
+        chosen_device(self.settings.accelerator)  # for the number of threads
+        fabric = fabric or launch(self.settings)
+        trainer = Trainer(
+            self.settings,
+            folder=self.folder,
+            resume=not self.options.overwrite,
+            label=self.source,
+            quiet=self.quiet,
+            fabric=fabric,
+        )
+        return self.recipe.train(self, self._frames(), trainer), fabric.is_global_zero
+
+    def _frames(self) -> Frames:
+        from pyrosep.training.frames import song_frames, toy_frames
+
+        frame, seed = self.options.frame, self.settings.seed
+        if self.data.simulated:
+            return toy_frames(self.source, frame, seed=seed)
+        heard = self.recipe.hears_others
+        songs = self.data.open(None if heard else [self.source])
+        return song_frames(
+            songs,
+            self.source,
+            frame,
+            sample_rate=self.options.sample_rate,
+            others=tuple(other for other in songs.sources if other != self.source) if heard else (),
+            augmentation=self.recipe.augmentation,
+            seed=seed,
+            shares=songs.shares,
+        )
+
+
+def train_all(
+    data: Data,
+    out: Path,
+    options: FamilyOptions,
+    recipe: Recipe,
+    settings: TrainingSettings,
+    report: Reporting,
+    *,
+    dtype: Any = None,
+) -> None:
+    """Train a prior for every source, and add each to the prior set in ``out`` as soon as it is there.
+
+    Arguments:
+        dtype: of the weights on disk; their own by default.
+    """
+    from pyrosep.data.toy import WAVES
+    from pyrosep.naming import check_source_names
+    from pyrosep.zoo import save_priors
+
+    if options.workers > 1 and settings.devices * settings.nodes > 1:
+        raise ConfigurationError("several workers take one device a source; ask for either them or several devices")
+    data.check_augmentation(recipe.augmentation)
+    names = tuple(data.source or WAVES) if data.simulated else data.open(data.source).sources
+    check_source_names(names)  # before the work, and before one of them becomes the name of a folder
+    jobs = [Job(name, out / "training" / name, data, options, recipe, settings, report.quiet) for name in names]
+    reports = {}
+    for job, ((priors, figures), lead) in zip(jobs, _results(jobs, options.workers), strict=True):
+        reports[job.source] = figures
+        if not lead:
+            continue
+        for folder, prior in priors.items():
+            own = figures[folder] if folder else figures
+            save_priors(
+                out / folder,
+                {job.source: prior},
+                gains=options.gains,
+                summary=options.summary,
+                dtype=dtype,
+                provenance={job.source: own},
+            )
+        if not report.quiet:
+            say(f"{job.source}: {figures_line(figures)}")
+    write_json(report.json, reports)
+    if not report.quiet:
+        say(f"written to {out}")
+
+
+def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Trained, bool]]:
+    """The jobs' results in their order, each as soon as it and those before it are done."""
+    if workers == 1:
+        from pyrosep.training.trainer import launch
+
+        fabric = launch(jobs[0].settings)
+        yield from (job.run(fabric) for job in jobs)
+        return
+    # A process that has used torch's threads can't be forked.
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(Job.run, jobs)
