@@ -279,8 +279,8 @@ def test_separate_again(song, model, tmp_path):
     command = ("separate", song, "-n", model, "-o", tmp_path / "out", "--method", "exact")
     done(*command)
     assert "done before, kept" in done(*command).stdout
-    assert "another settings; use --overwrite" in failed(*command, "--overlap", "0.5")
-    assert "another sources; use --overwrite" in failed(*command, "--source", "low")
+    assert "another settings; overwrite it" in failed(*command, "--overlap", "0.5")
+    assert "another sources; overwrite it" in failed(*command, "--source", "low")
     assert "kept" not in done(*command, "--overlap", "0.5", "--overwrite").stdout
 
 

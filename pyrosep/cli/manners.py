@@ -20,6 +20,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from pyrosep.errors import PyrosepError
+from pyrosep.interruption import raise_again
 
 __all__ = [
     "complain",
@@ -47,7 +48,11 @@ def reported() -> Iterator[None]:
         # ArviZ 0.23 announces its 1.0 on every import.
         warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
         try:
-            yield
+            try:
+                yield
+            except Exception:
+                raise_again()  # a signal may come out as another exception
+                raise
         except KeyboardInterrupt:
             complain("interrupted", "what was finished is kept; run the same command again to go on")
             raise SystemExit(130) from None

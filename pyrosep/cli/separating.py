@@ -21,6 +21,7 @@ from pyrosep.cli.options import (
     chosen_priors,
 )
 from pyrosep.errors import PyrosepError
+from pyrosep.interruption import raise_again
 
 
 def separate(
@@ -73,6 +74,7 @@ def separate(
                     path, folder, priors, settings, write=sources, overwrite=overwrite, progress=update
                 )
         except Exception as error:
+            raise_again()  # a signal may come out as another exception
             failed += 1
             reason = one_line(error)
             complain("error", reason if str(path) in reason else f"{path}: {reason}")

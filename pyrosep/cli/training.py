@@ -188,8 +188,8 @@ def flowavenet(
     """Train normalizing flows (FloWaveNet) on noised recordings and add them to the model in OUT.
 
     Checkpoints and TensorBoard logs are in ``OUT/training/SOURCE``; the same command goes on from the last one, and
-    ends where it would have ended without a break. The held-out log-density in nats a frame is printed at the end, for the
-    toy waves also how much it is below the exact one.
+    ends where it would have ended without a break. The held-out log-density in nats a frame is printed at the end, for
+    the toy waves also how much it is below the exact one.
 
     Example:
         $ pyrosep train-prior flowavenet --data toy -o toy-flows --workers 4

@@ -132,12 +132,12 @@ def separate(
         >>> result.mean.shape, result.mean.sum(0).allclose(mix, atol=1e-5)
         (torch.Size([2, 1, 2000]), True)
     """
-    mix = as_usual(audio.channels_first(mix, "a mix").detach().to(torch.get_default_dtype()))
-    if not mix.numel():
-        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(mix.shape)}")
+    given = as_usual(audio.channels_first(mix, "a mix").detach().to(torch.get_default_dtype()))
+    if not given.numel():
+        raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(given.shape)}")
     separator = Separator(priors, sample_rate, settings)
-    hearing = separator.listen(windows_of(mix, separator.window, separator.window))
-    stream = separator.stream(windows_of(mix, separator.window, separator.hop), hearing)
+    hearing = separator.listen(windows_of(given, separator.window, separator.window))
+    stream = separator.stream(windows_of(given, separator.window, separator.hop), hearing)
     blocks = []
     for block in stream:
         blocks.append(block)

@@ -272,7 +272,7 @@ def test_other_settings_are_refused(track, priors, tmp_path, change):
         name = "other"
     else:
         audio.write(track, 0.5 * noise(2), RATE)
-    with pytest.raises(ConfigurationError, match=f"separated with another {change}; use --overwrite"):
+    with pytest.raises(ConfigurationError, match=f"separated with another {change}; overwrite it"):
         separate_track(track, out, set_of(priors, name), settings)
     report = separate_track(track, out, set_of(priors, name), settings, overwrite=True)
     assert "skipped" not in report
