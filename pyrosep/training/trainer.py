@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrosep.errors import CheckpointError, DivergenceError
+from pyrosep.errors import CheckpointError, DivergenceError, MissingDependencyError
 from pyrosep.training.muon import Muon, is_matrix
 from pyrosep.training.settings import PRESETS, TrainingSettings
 
@@ -218,7 +218,10 @@ class Trainer:
     def _writer(self, step: int) -> Any:
         if self.folder is None:
             return None
-        from torch.utils.tensorboard import SummaryWriter
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingDependencyError(f"logs need TensorBoard ({error}); install pyrosep[train]") from error
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
@@ -291,7 +294,10 @@ def trainer_or_preset(trainer: Trainer | None, kind: str) -> Trainer:
 
 def launch(settings: TrainingSettings) -> Any:
     """Lightning Fabric for these settings, with its processes started: to be called once in a program."""
-    from lightning.fabric import Fabric
+    try:
+        from lightning.fabric import Fabric
+    except ImportError as error:
+        raise MissingDependencyError(f"training needs Lightning ({error}); install pyrosep[train]") from error
 
     settings = settings.here()
     alone = settings.devices * settings.nodes == 1
