@@ -22,9 +22,9 @@ $ pyrosep demo | separate | evaluate | calibrate | train-prior | train-guide | e
 {doc}`results` tells what `separate` writes.
 
 What goes wrong ends with one line on standard error and exit status 1, a mistake in the command itself with 2. With the
-environment variable `PYROSEP_DEBUG=1` the traceback comes too. Ctrl-C (SIGINT), SIGTERM and SIGHUP end a command in order,
-with exit statuses 130, 143 and 129; a second one, a second later or more, ends it at once. An option that is given twice
-counts as it was given last, but for those that may be given again.
+environment variable `PYROSEP_DEBUG=1` the traceback comes too. Ctrl-C (SIGINT), SIGTERM and SIGHUP end a command in
+order, with exit statuses 130, 143 and 129; a second one, a second later or more, ends it at once. An option that is
+given twice counts as it was given last, but for those that may be given again.
 
 On a CPU one thread is used unless `OMP_NUM_THREADS` says otherwise.
 """

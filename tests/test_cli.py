@@ -683,7 +683,7 @@ def test_separate_with_a_guide_from_elsewhere(song, model, guided, tmp_path):
     options = ("-n", model, "-o", tmp_path / "out", *QUICK)
     done("separate", song, *options, "--guide", guided / "guide")
     assert json.loads((tmp_path / "out" / "tiny" / "song" / "run.json").read_text())["guide"] == "guide"
-    assert "--overwrite" in failed("separate", song, *options)  # that would be another method
+    assert "overwrite it" in failed("separate", song, *options)  # that would be another method
     assert "done before" in done("separate", song, *options, "--guide", guided / "guide").stdout
 
 

@@ -16,12 +16,10 @@ from pyrosep.cli.options import (
     AugmentationOptions,
     Data,
     Gains,
-    Half,
     Model,
     Out,
     Report,
     Reporting,
-    Summary,
     TrainingOptions,
     with_preset,
 )
@@ -29,11 +27,14 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.training.objectives import GuideObjective
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from pyrosep.guides import EncoderGuide
     from pyrosep.nn.bandnet import BandSize
     from pyrosep.nn.refining import UNetSize
+    from pyrosep.training.trainer import Trainer, TrainingResult
     from pyrosep.zoo import PriorSetInfo
 
 #: Mixes that are validated on.
@@ -55,6 +56,32 @@ class ObjectiveOptions(GuideObjective):
 
     name: Annotated[str, Parameter(name="--objective")] = "simulated"
     cuts: Annotated[tuple[int, ...], Parameter(name="--cut")] = ()
+
+    def fit(
+        self,
+        run: GuideMixes,
+        guide: EncoderGuide,
+        held_out: tuple[Tensor, Tensor],
+        trainer: Trainer,
+        bound_draws: int | None,
+    ) -> TrainingResult:
+        """Train a guide, and validate it on mixes with their sources."""
+        from pyrosep.training.guides import fit_guide
+
+        return fit_guide(
+            run.mixing,
+            guide,
+            run.draws() if self.needs_mixes else None,
+            objective=self.name,
+            trainer=trainer,
+            stems=run.stems if self.simulates else None,
+            cuts=self.cuts,
+            beta=self.beta,
+            held_out=[*zip(*held_out, strict=True)],
+            num_samples=(4 if self.needs_mixes else 0) if bound_draws is None else bound_draws,
+            sigma_max=self.sigma_max,
+            annealing=self.annealing,
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +210,35 @@ class MixingOptions:
         return list(kind)
 
 
+@dataclass(frozen=True)
+class WritingOptions:
+    """How a guide is written.
+
+    Attributes:
+        half: Write the weights in half precision, or single.
+        summary: One line for ``pyrosep models``.
+    """
+
+    half: Annotated[bool, Parameter(negative="--full")] = True
+    summary: str = ""
+
+    def save(self, out: Path, guide: EncoderGuide, info: PriorSetInfo, frame: int, provenance: dict[str, Any]) -> None:
+        """Write a guide of a prior set, for mixes of so many samples."""
+        import torch
+
+        from pyrosep.zoo import save_guide
+
+        save_guide(
+            out,
+            guide.cpu(),
+            model=info.name,
+            frame=frame,
+            summary=self.summary,
+            dtype=torch.float16 if self.half else None,
+            provenance=finite(provenance),
+        )
+
+
 def train_guide(
     *,
     model: Model,
@@ -195,8 +251,7 @@ def train_guide(
     augmentation: Annotated[GuideAugmentation, Parameter(name="*")] = GuideAugmentation(),
     bound_draws: NonNegativeInt | None = None,
     temperature_mixes: NonNegativeInt = 64,
-    half: Half = True,
-    summary: Summary = "",
+    writing: Annotated[WritingOptions, Parameter(name="*")] = WritingOptions(),
     overwrite: Anew = False,
     report: Report = Reporting(),
 ) -> None:
@@ -215,11 +270,8 @@ def train_guide(
         bound_draws: Draws behind the held-out ELBO. By default none if all is simulated, else 4.
         temperature_mixes: Mixes that its intervals are calibrated on; 0 leaves them as they are.
     """
-    import torch
-
-    from pyrosep.training.guides import fit_guide
     from pyrosep.training.trainer import Trainer, launch
-    from pyrosep.zoo import load_priors, prior_set_info, save_guide
+    from pyrosep.zoo import load_priors, prior_set_info
     from pyrosep.zoo.guides import check_guide_folder
 
     data.check_augmentation(augmentation)
@@ -232,41 +284,20 @@ def train_guide(
     project = weights if mixing.project else False
     guide = network.guide(priors, settings.seed, project=project, noise=mixing.noise)
     fabric = launch(settings)
-    run = GuideMixes(
-        info,
-        priors,
-        weights,
-        mixing.noise,
-        data,
-        augmentation,
-        _HELD_OUT + temperature_mixes,
-        settings.seed,
-        fabric.device,
-    )
+    kept, seed = _HELD_OUT + temperature_mixes, settings.seed
+    run = GuideMixes(info, priors, weights, mixing.noise, data, augmentation, kept, seed, fabric.device)
     about = run.about() | vars(guide.size) | {"shared": guide.shared, "project": mixing.project}
     held_out = run.simulated(0, _HELD_OUT)
-    result = fit_guide(
-        run.mixing,
-        guide.to(fabric.device),
-        run.draws() if objective.needs_mixes else None,
-        objective=objective.name,
-        trainer=Trainer(
-            settings,
-            folder=out / "training",
-            resume=not overwrite,
-            label=info.name,
-            quiet=report.quiet,
-            fabric=fabric,
-            about=about,
-        ),
-        stems=run.stems if objective.simulates else None,
-        cuts=objective.cuts,
-        beta=objective.beta,
-        held_out=[*zip(*held_out, strict=True)],
-        num_samples=(4 if objective.needs_mixes else 0) if bound_draws is None else bound_draws,
-        sigma_max=objective.sigma_max,
-        annealing=objective.annealing,
+    trainer = Trainer(
+        settings,
+        folder=out / "training",
+        resume=not overwrite,
+        label=info.name,
+        quiet=report.quiet,
+        fabric=fabric,
+        about=about,
     )
+    result = objective.fit(run, guide.to(fabric.device), held_out, trainer, bound_draws)
     if not fabric.is_global_zero:
         return
     figures: dict[str, Any] = {"objective": objective.name, **result.report()}
@@ -274,14 +305,8 @@ def train_guide(
     if temperature_mixes:
         trust = _calibrated(guide, run.simulated(_HELD_OUT, temperature_mixes), held_out, (time, *objective.cuts))
         figures, lines = figures | trust, lines + _trust_lines(trust, names)
-    save_guide(
-        out,
-        guide.cpu(),
-        model=info.name,
-        frame=time,
-        summary=summary,
-        dtype=torch.float16 if half else None,
-        provenance=finite(figures | run.provenance() | {"start": network.start, "settings": asdict(settings)}),
+    writing.save(
+        out, guide, info, time, figures | run.provenance() | {"start": network.start, "settings": asdict(settings)}
     )
     write_json(report.json, about | figures)
     for line in (*lines, f"written to {out}") if not report.quiet else ():

@@ -98,7 +98,9 @@ def _factorized(magnitudes: np.ndarray, **options: Any) -> tuple[np.ndarray, np.
         from sklearn.decomposition import non_negative_factorization
         from sklearn.exceptions import ConvergenceWarning
     except ImportError as error:
-        raise MissingDependencyError(f"the NMF baseline needs scikit-learn ({error}); install pyrosep[baselines]") from error
+        raise MissingDependencyError(
+            f"the NMF baseline needs scikit-learn ({error}); install pyrosep[baselines]"
+        ) from error
     import warnings
 
     with warnings.catch_warnings():

@@ -187,7 +187,7 @@ def _finished(folder: Path, identity: dict[str, Any], overwrite: bool) -> dict[s
     if differs := [key for key, value in expected.items() if record.get(key) != value]:
         differs = ["input" if key == "input_digest" else key for key in differs]
         raise ConfigurationError(
-            f"{folder} holds a track that was separated with another {', '.join(differs)}; overwrite it, or "
+            f"{folder} holds a track that was separated with another {', '.join(differs)}; overwrite it, or take "
             "another output folder"
         )
     return None if damaged_files(folder, record) else record | {"skipped": True}

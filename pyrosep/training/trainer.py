@@ -18,13 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrosep.errors import CheckpointError, DivergenceError, MissingDependencyError
-from pyrosep.training.muon import Muon, is_matrix
+from pyrosep.training.optimizers import optimizers_of, set_rate
 from pyrosep.training.settings import PRESETS, TrainingSettings
 
 __all__ = ["Trainer", "TrainingResult", "trainer_or_preset"]
 
-#: Beside Muon, what is not a matrix is trained by AdamW, at this part of the learning rate.
-_BESIDE_MUON = 0.15
 CHECKPOINT = "checkpoint.pt"
 #: Steps in a row whose gradient is not finite, after which training has failed.
 _PATIENCE = 25
@@ -146,7 +144,7 @@ class Trainer:
         resume, until = self.resume if resume is None else resume, self.until if until is None else until
         began, stop = time.perf_counter(), min(settings.steps, until or settings.steps)
         network = fabric.to_device(network.train().requires_grad_(True))
-        optimizers = _optimizers(network, settings)
+        optimizers = optimizers_of(network, settings)
         average = {name: value.detach().clone() for name, value in network.named_parameters()}
         result = TrainingResult(network, 0)
         if resume and self.folder is not None and (self.folder / CHECKPOINT).is_file():
@@ -161,7 +159,7 @@ class Trainer:
                 self.step = step
                 torch.manual_seed(_seed(settings.seed, step, fabric.global_rank))
                 rate = settings.rate(step)
-                _set_rate(optimizers, rate, settings.learning_rate)
+                set_rate(optimizers, rate, settings.learning_rate)
                 value = loss(module, fabric.to_device(draw(settings.batch // fabric.world_size)))
                 norm, moved = self._descend(value, network, optimizers)
                 result.skipped, bad = (result.skipped, 0) if moved else (result.skipped + 1, bad + 1)
@@ -309,30 +307,6 @@ def launch(settings: TrainingSettings) -> Any:
     )
     fabric.launch()
     return fabric
-
-
-def _optimizers(network: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
-    """Each parameter in one of them; their groups keep the rate that is theirs at the schedule's height."""
-    parameters, rate, decay = list(network.parameters()), settings.learning_rate, settings.weight_decay
-    matrices = [one for one in parameters if settings.optimizer == "muon" and is_matrix(one)]
-    others = [one for one in parameters if settings.optimizer != "muon" or not is_matrix(one)]
-    optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        optimizers.append(Muon(matrices, rate, weight_decay=decay))
-        rate = _BESIDE_MUON * rate
-    if others:
-        optimizers.append(torch.optim.AdamW(others, rate, betas=(0.9, 0.99), weight_decay=decay, fused=True))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimizers
-
-
-def _set_rate(optimizers: list[Any], rate: float, largest: float) -> None:
-    """Set the learning rates of all groups, each in proportion to its own largest one."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * rate / largest
 
 
 class _Autocast(nn.Module):
