@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -17,13 +17,11 @@ from pyrosep.infer.potential import Potential, Values
 
 __all__ = [
     "LinearMix",
-    "Neighbour",
     "Responses",
     "base_distribution",
     "has_location",
     "linear_mix_of",
     "measure_responses",
-    "neighbour_of",
     "random_phase",
 ]
 
@@ -151,18 +149,6 @@ class LinearMix:
         return sources[rows, index] + (own.unsqueeze(-1) * left).sum(-2) / scale
 
 
-class Neighbour(NamedTuple):
-    """The linear mix that a model is nearest to about a state.
-
-    Attributes:
-        mix: its mean gains, and an offset with which it agrees with the model there.
-        difference: in words, how the model differs from it; ``None`` where the model is this linear mix.
-    """
-
-    mix: LinearMix
-    difference: str | None
-
-
 def linear_mix_of(potential: Potential, values: Values, *, about: bool = False) -> LinearMix | str:
     """The model as a linear mix of its sources, given its other sites' values; or, in words, why it is none.
 
@@ -170,20 +156,6 @@ def linear_mix_of(potential: Potential, values: Values, *, about: bool = False) 
     whether gains are the same at all frequencies. With ``about``, a model that is neither is taken for the linear mix
     that it is nearest to about ``values``: its mean gains, and an offset with which it agrees there.
     """
-    found = _measured(potential, values, compared=not about)
-    return found if isinstance(found, str) else found.difference or found.mix
-
-
-def neighbour_of(potential: Potential, values: Values) -> Neighbour | str:
-    """The linear mix that the model is nearest to about ``values``, and how it differs; or why it has none.
-
-    One measurement tells what :func:`linear_mix_of` tells with ``about`` and without.
-    """
-    return _measured(potential, values, compared=True)
-
-
-def _measured(potential: Potential, values: Values, *, compared: bool) -> Neighbour | str:
-    """A model's neighbour; where they are not ``compared``, nothing is told of their difference."""
     names = list(potential.priors)
     if len({tuple(values[name].shape) for name in names}) > 1:
         return "its sources differ in shape"
@@ -209,15 +181,15 @@ def _measured(potential: Potential, values: Values, *, compared: bool) -> Neighb
     if not torch.allclose(scale, scale[:, :1]):
         return f"the noise of {site!r} is not the same at all times"
     channels = fn.mean.reshape(chains, -1, time).shape[1]
-    gains, difference = [], None
+    gains = []
     for name in names:
         response = by_source.get(name)
         if response is None:
             return f"{site!r} does not depend on {name!r}"
         response = response.reshape(chains, channels, -1)
         gain = response.real.mean(-1)
-        if compared and (response - gain.unsqueeze(-1)).abs().max() > _ROUNDING * response.abs().max():
-            difference = difference or f"{name!r} reaches {site!r} through a filter, or in a way that changes over time"
+        if not about and (response - gain.unsqueeze(-1)).abs().max() > _ROUNDING * response.abs().max():
+            return f"{name!r} reaches {site!r} through a filter, or in a way that changes over time"
         gains.append(gain)
     weights = torch.stack(gains, 1)
 
@@ -227,11 +199,7 @@ def _measured(potential: Potential, values: Values, *, compared: bool) -> Neighb
 
     here = offset(values)
     elsewhere = {name: torch.randn_like(value) if name in names else value for name, value in values.items()}
-    if compared and not difference:
-        off = (here - offset(elsewhere)).abs().max()
-        difference = (
-            f"{site!r} is not linear in its sources" if off > _ROUNDING * weights.abs().max() * len(names) else None
-        )
+    if not about and (here - offset(elsewhere)).abs().max() > _ROUNDING * weights.abs().max() * len(names):
+        return f"{site!r} is not linear in its sources"
     target = observed.expand(fn.mean.shape).reshape(chains, channels, time)
-    mix = LinearMix((target - here).detach(), weights.detach(), scale[:, :1].detach())
-    return Neighbour(mix, difference)
+    return LinearMix((target - here).detach(), weights.detach(), scale[:, :1].detach())

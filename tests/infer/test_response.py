@@ -11,7 +11,6 @@ from pyro import poutine
 from pyrosep import GaussianPrior, Potential
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer import linear_mix_of, measure_responses
-from pyrosep.infer.response import neighbour_of
 from pyrosep.mixing import linear_mix, mean_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # closed forms in double precision: rounding
@@ -263,19 +262,6 @@ def test_the_linear_neighbour_of_a_linear_mix_is_itself(linear):
     about, itself = (linear_mix_of(potential, potential.prior_draw, about=about) for about in (True, False))
     for name in ("observed", "gains", "noise"):
         torch.testing.assert_close(getattr(about, name), getattr(itself, name), **CLOSE)
-
-
-@pytest.mark.parametrize("make", [mean_mix, soft_clipped_mix], ids=lambda make: make.__name__)
-def test_one_measurement_tells_the_neighbour_and_how_the_model_differs(linear, make):
-    potential = Potential(make(linear.priors, 0.3), (linear.mix,), num_chains=3)
-    values = potential.prior_draw
-    found = neighbour_of(potential, values)
-    itself, about = (linear_mix_of(potential, values, about=about) for about in (False, True))
-    assert found.difference == (itself if isinstance(itself, str) else None)
-    assert (found.difference is None) == (make is mean_mix)
-    if make is mean_mix:  # else mean gains are one draw of the slopes over time
-        for name in ("observed", "gains", "noise"):
-            torch.testing.assert_close(getattr(found.mix, name), getattr(about, name), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["one alone", "heavy tails", "uneven noise", "two observations"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.initial import Initial, Start, error_level, initial_values
 from pyrosep.infer.potential import Potential, Values
-from pyrosep.infer.response import neighbour_of
+from pyrosep.infer.response import linear_mix_of
 from pyrosep.infer.search.chains import Moves, SearchedChains, check_count
 from pyrosep.infer.search.descent import DescentMoves
 from pyrosep.infer.search.ladder import check_ladder
@@ -168,8 +168,11 @@ class AnnealedSearch(Start):
         if not potential.priors:
             raise ConfigurationError("AnnealedSearch needs a model with source priors as sites; this one has none")
         level = error_level(potential, self.start) if self.level is None else torch.as_tensor(self.level)
+        moves = self._chosen_moves(potential, z)
+        given = self.ladder
+        ladder = moves.ladder(potential.priors, given) if given is None or isinstance(given, int) else tuple(given)
         with torch.no_grad():
-            chains, ladder = self._chains(potential, z)
+            chains = moves.on(potential, z, ladder)
             redraws = self.redraws if chains.blocks and (len(potential.priors) > 1 or not chains.exchanges) else 0
             total = len(ladder) + redraws
             lost = _first_descent(chains, level)
@@ -184,22 +187,12 @@ class AnnealedSearch(Start):
         progress(total, total)
         return Found(potential, chains.z, chains.calls)
 
-    def _chains(self, potential: Potential, z: Values) -> tuple[SearchedChains, tuple[float, ...]]:
-        """The chains as they start, by the moves given or those that the model allows, and the ladder."""
+    def _chosen_moves(self, potential: Potential, z: Values) -> Moves:
         if self.moves is not None:
             assert isinstance(self.moves, Moves)
-            ladder = self._levels(potential, self.moves)
-            return self.moves.on(potential, z, ladder), ladder
-        found = neighbour_of(potential, potential.constrain(z))
-        if isinstance(found, str):
-            ladder = self._levels(potential, other := LangevinMoves())
-            return other.on(potential, z, ladder), ladder
-        ladder = self._levels(potential, sweeps := SweepMoves())
-        return sweeps.on_mix(potential, z, ladder, None if found.difference else found.mix), ladder
-
-    def _levels(self, potential: Potential, moves: Moves) -> tuple[float, ...]:
-        given = self.ladder
-        return moves.ladder(potential.priors, given) if given is None or isinstance(given, int) else tuple(given)
+            return self.moves
+        neighbour = linear_mix_of(potential, potential.constrain(z), about=True)
+        return LangevinMoves() if isinstance(neighbour, str) else SweepMoves()
 
     def _redraw(self, chains: SearchedChains, redraws: int, progress: Callable[[int], Any]) -> None:
         """Redraw blocks of sources, or exchange two, in the chains that are not settled."""

@@ -42,12 +42,8 @@ class SweepMoves(Moves):
 
     def on(self, potential: Potential, z: Values, ladder: Sequence[float]) -> SearchedChains:
         found = linear_mix_of(potential, potential.constrain(z))
-        return self.on_mix(potential, z, ladder, None if isinstance(found, str) else found)
-
-    def on_mix(self, potential: Potential, z: Values, ladder: Sequence[float], mix: LinearMix | None) -> SearchedChains:
-        """Chains of a model that is this linear mix where they start; ``None`` for a model that is none."""
         # With other latent sites the mix changes as they move.
-        mix = mix if set(z) == set(potential.priors) else None
+        mix = None if isinstance(found, str) or set(z) != set(potential.priors) else found
         return SweptChains(potential, z, ladder, mix, sweeps=self.per_level, reverse_steps=self.reverse_steps)
 
 

@@ -22,8 +22,7 @@ from pyrosep import (
     Potential,
 )
 from pyrosep.errors import ConfigurationError, DivergenceError
-from pyrosep.infer import COUPLINGS, LangevinMoves, SweepMoves, initial_values, noised, response
-from pyrosep.infer.search.sweeps import SweptChains
+from pyrosep.infer import COUPLINGS, LangevinMoves, SweepMoves, initial_values, noised
 from pyrosep.metrics import si_sdr
 from pyrosep.mixing import linear_mix, mean_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
 
@@ -238,26 +237,6 @@ def test_mixes_that_are_not_linear_in_all_sites(double, make, coupling):
         assert bool(torch.isfinite(value).all())
     relative = mcmc.sample_stats()["residual"][:, -1]
     assert float(relative.max()) < 2.5 * 0.1 / float(mix.square().mean().sqrt())
-
-
-@pytest.mark.parametrize(
-    ("make", "measured"), [(mean_mix, 1), (soft_clipped_mix, 2)], ids=lambda value: getattr(value, "__name__", value)
-)
-def test_without_moves_the_model_is_measured_once_where_chains_start(linear, make, measured, monkeypatch):
-    """Sweeps of a model that is not linear need its neighbour about silence besides."""
-    places, measure = [], response.measure_responses
-
-    def counted(run, values, names):
-        places.append(values)
-        return measure(run, values, names)
-
-    monkeypatch.setattr(response, "measure_responses", counted)
-    search = AnnealedSearch(LADDER, redraws=0)
-    potential = Potential(make(linear.priors), (linear.mix,), num_chains=2)
-    chains, _ = search._chains(potential, potential.unconstrain(potential.prior_draw))
-    assert isinstance(chains, SweptChains)
-    assert chains.fixed == (make is mean_mix)
-    assert len(places) == measured
 
 
 def test_heavy_tails(double):
