@@ -15,6 +15,7 @@ from pyrosep.guides.encoder import EncoderGuide
 from pyrosep.infer.seeding import with_gradients
 from pyrosep.naming import check_source_names
 from pyrosep.zoo.registry import GUIDES, is_known, names, place_of
+from pyrosep.zoo.schema import GUIDE, check_fields, check_weights, within_weights
 from pyrosep.zoo.weights import (
     CONFIG,
     check_stored_names,
@@ -156,14 +157,12 @@ def load_guide(guide: str | os.PathLike[str], *, device: torch.device | str = "c
     folder = place_of(guide, GUIDES)
     config, tensors = load_weights(folder)
     info = _info(folder, config)
-    try:
+    check_weights(str(info.folder), tensors)
+    with within_weights(f"{info.folder} holds no whole guide: it", tensors):
         loaded = EncoderGuide.from_config(config)
         double = any(value.dtype == torch.float64 for value in tensors.values())
         loaded.to(torch.float64 if double else torch.float32)
         loaded.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # load_state_dict lists every tensor on a line
-        first = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(f"{info.folder} holds no whole guide ({first}); save it again") from error
     return loaded.to(device).eval()
 
 
@@ -173,6 +172,7 @@ def _info(folder: Path, config: dict[str, Any]) -> GuideInfo:
     if not isinstance(config.get("sources"), list):
         raise CheckpointError(f"{folder / CONFIG} lacks the guide's sources; save it again")
     check_stored_names(folder, config["sources"])
+    check_fields(str(folder / CONFIG), config, GUIDE)
     return GuideInfo(
         folder.resolve().name,
         folder,

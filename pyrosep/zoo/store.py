@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosep.errors import CheckpointError, ConfigurationError, PyrosepError
+from pyrosep.errors import CheckpointError, ConfigurationError
 from pyrosep.infer.seeding import with_gradients
 from pyrosep.naming import check_source_names
 from pyrosep.priors import SourcePrior
@@ -19,6 +19,7 @@ from pyrosep.zoo.families import FAMILIES, Config, family_of
 from pyrosep.zoo.guides import find_guide
 from pyrosep.zoo.prior_set import GAINS, PriorSet, PriorSetInfo, chosen_sources
 from pyrosep.zoo.registry import names, place_of
+from pyrosep.zoo.schema import PRIOR, PRIOR_SET, check_fields, check_weights, within_weights
 from pyrosep.zoo.weights import CONFIG, check_stored_names, load_config, load_weights, save_weights
 
 __all__ = ["load_priors", "prior_set_info", "prior_sets", "save_priors", "save_temperatures"]
@@ -83,16 +84,9 @@ def load_priors(
 
 def _prior(info: PriorSetInfo, config: Config, tensors: Mapping[str, Tensor], name: str, frame: int) -> SourcePrior:
     own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-    try:
+    check_weights(f"{info.name!r}", own)
+    with within_weights(f"{info.name!r}", own, f" for source {name!r}"):
         return FAMILIES[info.family].build(config, own, frame, info.sample_rate)
-    except KeyError as error:
-        raise CheckpointError(f"{info.name!r} lacks {error} for source {name!r}; train it again") from error
-    except PyrosepError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{info.name!r} has a wrong value for source {name!r} ({error}); train it again"
-        ) from error
 
 
 def save_priors(
@@ -180,6 +174,9 @@ def _info(folder: Path, config: Config) -> PriorSetInfo:
             + (f"it lacks {missing}" if missing else f"family {config['family']!r} is none of {list(FAMILIES)}")
         )
     check_stored_names(folder, config["priors"])
+    check_fields(str(about), config, PRIOR_SET)
+    for name, own in config["priors"].items():
+        check_fields(f"{about}, source {name!r},", own, PRIOR)
     return PriorSetInfo(
         folder.resolve().name,
         folder,
