@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrosep.diagnostics.arviz_versions import PosteriorData, group
+from pyrosep.diagnostics.arviz_versions import PosteriorData, group, group_names
+from pyrosep.errors import DataError
 from pyrosep.signal.summaries import BAND_EDGES, audio_summaries
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["AXES", "SUMMARIES", "summary_dataset"]
+__all__ = ["AXES", "SUMMARIES", "check_draws", "summary_dataset"]
 
 #: What is said of every draw, each a variable beside the sites' own.
 SUMMARIES = ("energy_db", "band_db", "projection", "lp", "residual")
@@ -20,10 +21,32 @@ SUMMARIES = ("energy_db", "band_db", "projection", "lp", "residual")
 AXES = ("chain", "draw", "source", "time", "band", "direction", "window", "channel")
 
 
+def check_draws(idata: PosteriorData) -> None:
+    """Make sure that a posterior holds draws: numbers by chain and draw, of which some are finite.
+
+    Raises:
+        DataError: it does not; says what it holds.
+    """
+    posterior = group(idata, "posterior")
+    if not len(posterior.data_vars):
+        raise DataError(f"expected draws in a group 'posterior'; there are the groups {group_names(idata)}")
+    for name in ("posterior", "sample_stats"):
+        for variable, array in group(idata, name).data_vars.items():
+            if not {"chain", "draw"} <= set(array.dims) or not array.size:
+                raise DataError(
+                    f"expected draws by chain and draw of {variable!r} in {name!r}; got axes {dict(array.sizes)}"
+                )
+            if array.dtype.kind not in "fiub":
+                raise DataError(f"expected numbers of {variable!r} in {name!r}; got {array.dtype}")
+    if not any(bool(np.isfinite(array).any()) for array in posterior.data_vars.values()):
+        raise DataError(f"no draw is finite; the posterior's {list(posterior.data_vars)} are NaN or infinite")
+
+
 def summary_dataset(idata: PosteriorData) -> xarray.Dataset:
     """The summaries of every draw, dims ``(chain, draw, ...)``."""
     import xarray
 
+    check_draws(idata)
     posterior = group(idata, "posterior")
     dataset = posterior.drop_vars([name for name in ("sources",) if name in posterior])
     if "sources" in posterior:

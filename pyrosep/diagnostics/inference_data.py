@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrosep.diagnostics import arviz_versions
 from pyrosep.diagnostics.arviz_versions import PosteriorData
-from pyrosep.diagnostics.dataset import AXES, SUMMARIES
+from pyrosep.diagnostics.dataset import AXES, SUMMARIES, check_draws
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError
 from pyrosep.infer import LangevinMCMC, Potential
 
@@ -134,12 +134,14 @@ def read_netcdf(path: str | os.PathLike[str]) -> PosteriorData:
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it is not a NetCDF file of an InferenceData.
+        DataError: it is not a NetCDF file of an InferenceData, or holds no draws.
     """
     source = Path(path)
     if not source.is_file():
         raise MissingFileError(f"no file {source}; pyrosep separate writes posterior.nc into each track's folder")
     try:
-        return arviz_versions.read(source)
-    except (OSError, ValueError, KeyError) as error:
+        data = arviz_versions.read(source)
+    except Exception as error:  # whatever h5netcdf and xarray meet in a file that is damaged or another program's
         raise DataError(f"{source} is not a NetCDF file of an InferenceData ({error})") from error
+    check_draws(data)
+    return data

@@ -1,5 +1,6 @@
 """From chains to ArviZ, tables and pictures."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -358,3 +359,51 @@ def test_plot_spectrograms(tmp_path):
     }
     plot_spectrograms(rows, RATE, tmp_path / "spectrograms.png", title="Two rows")
     assert (tmp_path / "spectrograms.png").read_bytes().startswith(PNG)
+
+
+# --- posteriors of other programs --------------------------------------------------------------------------------
+
+
+def draws(*shape, bad=None):
+    values = np.random.default_rng(0).standard_normal(shape)
+    return values if bad is None else np.full(shape, bad)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (
+            {"observed_data": {"mix": draws(4)}},
+            r"draws in a group 'posterior'; there are the groups \['observed_data'\]",
+        ),
+        ({"posterior": {"x": np.full((2, 5), "loud")}}, "expected numbers of 'x' in 'posterior'"),
+        ({"posterior": {"x": draws(2, 5, bad=np.nan)}}, r"no draw is finite; the posterior's \['x'\]"),
+    ],
+)
+def test_posteriors_without_draws_are_refused_by_name(groups, message, tmp_path):
+    idata = from_groups(groups)
+    with pytest.raises(DataError, match=message):
+        summarize(idata)
+    with pytest.raises(DataError, match=message):
+        read_netcdf(write_netcdf(idata, tmp_path / "posterior.nc"))
+
+
+# h5netcdf's destructor fails on files that it could not open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_files_that_are_no_posterior(tmp_path):
+    import xarray
+
+    path = tmp_path / "posterior.nc"
+    plain = xarray.Dataset({"x": ("place", np.arange(3.0))})
+    plain.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(DataError, match=r"draws in a group 'posterior'|not a NetCDF file"):
+        read_netcdf(path)
+    plain.to_netcdf(path, group="posterior", engine="h5netcdf", mode="w")
+    with pytest.raises(DataError, match=r"draws by chain and draw of 'x' in 'posterior'; got axes \{'place': 3\}"):
+        read_netcdf(path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):  # cut short, and a byte changed
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]):
+            path.write_bytes(damaged)
+            with contextlib.suppress(DataError):  # and no other error, of those that can't be read
+                read_netcdf(path)
