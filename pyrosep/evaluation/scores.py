@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrosep.data import Song, ToyMixes
-from pyrosep.errors import ConfigurationError, DataError
+from pyrosep.errors import ConfigurationError, DataError, PyrosepError
 from pyrosep.metrics import bss_eval, si_sdr, sounding
 from pyrosep.priors import SourcePrior
 from pyrosep.separation import Settings, separate
@@ -47,9 +47,16 @@ class Score:
 
 
 def song_references(
-    songs: Iterable[Song], sources: Sequence[str], *, seconds: float | None = None, mono: bool = True
+    songs: Iterable[Song],
+    sources: Sequence[str],
+    *,
+    seconds: float | None = None,
+    mono: bool = True,
+    on_failure: Callable[[str, PyrosepError], Any] | None = None,
 ) -> Iterator[Reference]:
     """The beginnings of songs, up to ``seconds``, one in memory at a time; a source that a song lacks is silent.
+
+    With ``on_failure``, it is called with the name of a song that can't be read, and the error, and the others follow.
 
     Raises:
         ConfigurationError: ``seconds`` is not a positive number.
@@ -63,8 +70,14 @@ def song_references(
                 f"{song.name!r} is a recording of a single source, which is no mix to separate; give songs with stems"
             )
         frames = None if seconds is None else max(1, round(seconds * song.sample_rate))
-        read = {name: song.read_source(name, 0, frames, silent_if_absent=True) for name in sources}
-        mix = song.read_mix(0, frames)
+        try:
+            read = {name: song.read_source(name, 0, frames, silent_if_absent=True) for name in sources}
+            mix = song.read_mix(0, frames)
+        except PyrosepError as error:
+            if on_failure is None:
+                raise
+            on_failure(song.name, error)
+            continue
         if mono:
             mix, read = mix.mean(0, keepdim=True), {name: one.mean(0, keepdim=True) for name, one in read.items()}
         yield Reference(song.name, mix, read, song.sample_rate)
@@ -89,6 +102,7 @@ def evaluate(
     *,
     bss: bool = False,
     on_reference: Callable[[Reference], Any] = lambda reference: None,
+    on_failure: Callable[[str, PyrosepError], Any] | None = None,
 ) -> tuple[list[Score], dict[str, float]]:
     """Separate mixes and score every source that is not silent; mixes in which none sounds are passed over.
 
@@ -100,6 +114,8 @@ def evaluate(
         settings: of the separation; their ``method`` is passed over.
         bss: add BSS Eval v4 (SDR, SIR, SAR, ISR: medians over seconds), by museval.
         on_reference: called after each.
+        on_failure: called with the name of a mix that can't be read or separated, and the error; the others are scored
+            all the same. Without it the error is raised.
 
     Returns:
         the scores, and the real-time factor of each method: seconds of computing a second of audio.
@@ -116,7 +132,13 @@ def evaluate(
 
         return estimate
 
-    return score(references, {method: by(method) for method in methods}, bss=bss, on_reference=on_reference)
+    return score(
+        references,
+        {method: by(method) for method in methods},
+        bss=bss,
+        on_reference=on_reference,
+        on_failure=on_failure,
+    )
 
 
 def score(
@@ -125,13 +147,14 @@ def score(
     *,
     bss: bool = False,
     on_reference: Callable[[Reference], Any] = lambda reference: None,
+    on_failure: Callable[[str, PyrosepError], Any] | None = None,
 ) -> tuple[list[Score], dict[str, float]]:
     """Score whatever estimates the sources, by name: as :func:`evaluate` does, with the mix itself beside it.
 
     Arguments:
         references: mixes, with the true sources.
         estimators: functions from a mix to ``(source, channel, time)``, in the order of its true sources.
-        bss, on_reference: see :func:`evaluate`.
+        bss, on_reference, on_failure: see :func:`evaluate`.
 
     Returns:
         the scores, and the real-time factor of each.
@@ -143,15 +166,31 @@ def score(
         if not sounding(truth).any():
             on_reference(reference)
             continue
-        estimates = {"mix": reference.mix.expand_as(truth)}
-        for name, estimator in estimators.items():
-            start = time.perf_counter()
-            estimates[name] = estimator(reference)
-            spent[name] += time.perf_counter() - start
-        seconds += reference.mix.shape[-1] / reference.sample_rate
-        scores += _scores(reference, truth, estimates, bss)
+        try:
+            estimates, taken = _estimates(reference, truth, estimators)
+            found = list(_scores(reference, truth, estimates, bss))
+        except PyrosepError as error:
+            if on_failure is None:
+                raise
+            on_failure(reference.name, error)
+        else:
+            spent = {name: spent[name] + own for name, own in taken.items()}
+            seconds += reference.mix.shape[-1] / reference.sample_rate
+            scores += found
         on_reference(reference)
     return scores, {name: total / seconds for name, total in spent.items()} if seconds else {}
+
+
+def _estimates(
+    reference: Reference, truth: Tensor, estimators: Mapping[str, Estimator]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """By method, the estimates and the seconds that they took."""
+    estimates, taken = {"mix": reference.mix.expand_as(truth)}, {}
+    for name, estimator in estimators.items():
+        start = time.perf_counter()
+        estimates[name] = estimator(reference)
+        taken[name] = time.perf_counter() - start
+    return estimates, taken
 
 
 def _scores(reference: Reference, truth: Tensor, estimates: dict[str, Tensor], bss: bool) -> Iterator[Score]:

@@ -10,7 +10,7 @@ import torch
 
 from pyrosep import GaussianPrior, OscillatorPrior, audio
 from pyrosep.data import StemFolder, ToyMixes
-from pyrosep.errors import ConfigurationError, MissingDependencyError
+from pyrosep.errors import ConfigurationError, DataError, MissingDependencyError
 from pyrosep.evaluation.scores import Reference, Score, aggregate, evaluate, song_references, toy_references
 from pyrosep.metrics import bss_eval, si_sdr
 from pyrosep.separation import Settings
@@ -289,3 +289,15 @@ def test_the_shipped_model_beats_the_mix_for_every_source(recordings):
     for source in priors:
         assert rows[source]["count"] >= 5
         assert rows[source]["si_sdr_improvement_mean"] > 0, source
+
+
+def test_a_mix_that_fails_is_named_and_the_others_are_scored(priors):
+    bad = reference(priors, "bad")
+    bad.mix[0, 3] = float("nan")
+    songs, failed = [reference(priors, "one"), bad, reference(priors, "two")], {}
+    with pytest.raises(DataError, match="NaN"):
+        evaluate(songs, priors, ["exact"])
+    scores, _ = evaluate(songs, priors, ["exact"], on_failure=lambda name, error: failed.update({name: str(error)}))
+    assert {score.name for score in scores} == {"one", "two"}
+    assert list(failed) == ["bad"]
+    assert "NaN" in failed["bad"]
