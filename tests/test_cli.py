@@ -705,6 +705,23 @@ def test_evaluate_with_a_guide(stems, guided, tmp_path):
 # Evaluation
 
 
+def test_a_song_that_fails_costs_no_other_its_scores(stems, model, tmp_path):
+    figures = tmp_path / "figures.json"
+    truncated(stems / "b" / "low.wav")
+    result = run("evaluate", "--data", stems, "-n", model, "--method", "exact", "--json", figures)
+    assert result.exit_code == 1
+    named, count = result.stderr.splitlines()
+    assert str(stems / "b" / "low.wav") in named
+    assert count == "pyrosep: error: 1 of 2 mixes failed"
+    found = json.loads(figures.read_text())
+    assert list(found["failed"]) == ["b"]
+    assert {one["name"] for one in found["scores"]} == {"a"}
+    assert "tiny on" in result.stdout
+    truncated(stems / "a" / "low.wav")
+    assert run("evaluate", "--data", stems, "-n", model, "--method", "exact", "--json", figures).exit_code == 1
+    assert set(json.loads(figures.read_text())["failed"]) == {"a", "b"}
+
+
 def test_evaluate_a_folder(stems, model, tmp_path):
     figures = tmp_path / "figures.json"
     options = ("--method", "exact", "--method", "langevin", *QUICK, "--seed", 1, "-d", "cpu", "--json", figures)
@@ -712,7 +729,7 @@ def test_evaluate_a_folder(stems, model, tmp_path):
     for words in ("tiny on", "2 mixes", "low", "high", "mean", "exact", "langevin", "of computing a second of audio"):
         assert words in text
     report = json.loads(figures.read_text())
-    told = {"data", "model", "guide", "settings", "methods", "gains", "summary", "real_time_factor", "scores"}
+    told = {"data", "model", "guide", "settings", "methods", "gains", "summary", "real_time_factor", "scores", "failed"}
     assert set(report) == told
     assert report["methods"]["langevin"]["chains"] == int(QUICK[QUICK.index("--chains") + 1])
     assert report["settings"]["seed"] == 1
@@ -777,6 +794,7 @@ def test_evaluate_with_bad_input(options, words, stems, model):
 def test_evaluate_a_damaged_stem(stems, model):
     nan(stems / "a" / "low.wav")
     audio.write(stems / "a" / "high.wav", noise(), RATE)
+    shutil.rmtree(stems / "b")
     assert "NaN" in failed("evaluate", "--data", stems, "-n", model, "--method", "exact")
 
 

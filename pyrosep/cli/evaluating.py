@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 from rich.table import Table
 
-from pyrosep.cli.manners import print_table, progress_bar, say, write_json
+from pyrosep.cli.manners import complain, one_line, print_table, progress_bar, say, write_json
 from pyrosep.cli.options import (
     DEFAULT_MODEL,
     Device,
@@ -21,7 +22,7 @@ from pyrosep.cli.options import (
     Sources,
     chosen_priors,
 )
-from pyrosep.errors import DataError
+from pyrosep.errors import DataError, PyrosepError
 
 if TYPE_CHECKING:
     from pyrosep.separation import Settings
@@ -48,7 +49,8 @@ def evaluate(
     """SI-SDR and its improvement over the mix, by source, on songs whose stems are known.
 
     Means, medians and counts are given. The mix itself as the estimate of every source is always scored beside the
-    methods. A source that is silent in a mix is not scored there.
+    methods. A source that is silent in a mix is not scored there. A song that fails is named, the others are scored,
+    and the exit status is 1.
 
     Example:
         $ pyrosep evaluate --data ROOT --method exact --method langevin --seconds 30
@@ -70,26 +72,41 @@ def evaluate(
     from pyrosep.zoo import prior_set_info
 
     place = prior_set_info(model or ("toy" if data == "toy" else DEFAULT_MODEL)).folder
+    failed: dict[str, str] = {}
+
+    def tell(name: str, error: PyrosepError) -> None:
+        failed[name] = one_line(error)
+        complain("error", failed[name] if name in failed[name] else f"{name}: {failed[name]}")
+
     if data == "toy":
         references, count, options = _toy_mixes(sources, frame, songs, settings.seed)
         priors = chosen_priors(place, guide, device, **options)
     else:
-        references, count = _songs(data, subset, sources, songs, seconds=seconds, mono=not stereo)
+        references, count = _songs(data, subset, sources, songs, tell, seconds=seconds, mono=not stereo)
         priors = chosen_priors(place, guide, device)  # all of its sources explain the mix, whichever are scored
     chosen = methods or [choose_method(settings, priors).name]
+    total = count + len(failed)
     with progress_bar(count, "evaluating", report.quiet) as bar:
         scores, factors = score(
-            references, priors, chosen, settings, bss=bss_eval, on_reference=lambda reference: bar.update()
+            references,
+            priors,
+            chosen,
+            settings,
+            bss=bss_eval,
+            on_reference=lambda reference: bar.update(),
+            on_failure=tell,
         )
     rows = aggregate(scores)
+    found = {"summary": rows, "real_time_factor": factors, "scores": [asdict(one) for one in scores], "failed": failed}
+    write_json(report.json, _figures(data, priors, settings, chosen) | found)
+    if rows and not report.quiet:
+        _print_scores(rows, factors, f"{priors.name} on {data}, {total - len(failed)} mixes")
+    if failed:
+        if total > 1:
+            complain("error", f"{len(failed)} of {total} mixes failed")
+        raise SystemExit(1)
     if not rows:
         raise DataError(f"no source of {data} sounds in what was read; take more seconds of it, or other sources")
-    found = _figures(data, priors, settings, chosen)
-    write_json(
-        report.json, found | {"summary": rows, "real_time_factor": factors, "scores": [asdict(one) for one in scores]}
-    )
-    if not report.quiet:
-        _print_scores(rows, factors, f"{priors.name} on {data}, {count} mixes")
 
 
 def _toy_mixes(sources: list[str] | None, frame: int, count: int | None, seed: int) -> tuple[Any, int, dict[str, Any]]:
@@ -103,14 +120,21 @@ def _toy_mixes(sources: list[str] | None, frame: int, count: int | None, seed: i
     return references, count or 8, {"sources": names, "frame": frame}
 
 
-def _songs(data: str, subset: str, sources: list[str] | None, most: int | None, **options: Any) -> tuple[Any, int]:
+def _songs(
+    data: str,
+    subset: str,
+    sources: list[str] | None,
+    most: int | None,
+    on_failure: Callable[[str, PyrosepError], Any],
+    **options: Any,
+) -> tuple[Any, int]:
     """Songs with their stems, and how many."""
     from pyrosep.data.catalog import open_songs
     from pyrosep.evaluation.scores import song_references
 
-    opened, names = open_songs(data, subset=subset, sources=sources)
+    opened, names = open_songs(data, subset=subset, sources=sources, on_failure=on_failure)
     count = min(len(opened), most or len(opened))
-    return song_references(islice(opened, count), names, **options), count
+    return song_references(islice(opened, count), names, on_failure=on_failure, **options), count
 
 
 def _figures(data: str, priors: PriorSet, settings: Settings, methods: list[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cyclopts.types import PositiveInt
 from pyrosep.cli.manners import figures_line, say, write_json
 from pyrosep.cli.options import Data, Reporting, chosen_device
 from pyrosep.errors import ConfigurationError
+from pyrosep.interruption import leave_signals_to_parent
 from pyrosep.training.augmentation import Augmentation
 from pyrosep.training.settings import TrainingSettings
 
@@ -195,5 +196,9 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Trained, bool]
         yield from (job.run(fabric) for job in jobs)
         return
     # A process that has used torch's threads can't be forked.
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=leave_signals_to_parent,
+    ) as pool:
         yield from pool.map(Job.run, jobs)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from pyrosep.data.musdb18 import Musdb18
 from pyrosep.data.solo import SoloFolder
-from pyrosep.data.stems import Song, SongList, StemFolder
+from pyrosep.data.stems import OnFailure, Song, SongList, StemFolder
 from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.naming import check_source_names
 
@@ -35,7 +35,11 @@ class DataSets(SongList):
 
 
 def open_songs(
-    data: str, *, subset: str = "train", sources: Iterable[str] | None = None
+    data: str,
+    *,
+    subset: str = "train",
+    sources: Iterable[str] | None = None,
+    on_failure: OnFailure | None = None,
 ) -> tuple[Sequence[Song], tuple[str, ...]]:
     """Songs, and the names of the sources to use.
 
@@ -44,6 +48,7 @@ def open_songs(
             of solo recordings), or a folder of stems.
         subset: of MUSDB18, ``"train"`` or ``"test"``.
         sources: which ones; all by default.
+        on_failure: see :class:`~pyrosep.data.StemFolder`; of other data sets errors are raised.
 
     Raises:
         ConfigurationError: ``MUSDB_PATH`` is not set, or there is no such source, or one is given twice.
@@ -53,7 +58,8 @@ def open_songs(
     sources = None if sources is None else tuple(sources)
     check_source_names(sources or ())
     if data != "musdb":
-        folder = SoloFolder(data.removeprefix(SOLO), sources) if data.startswith(SOLO) else StemFolder(data, sources)
+        solo = data.startswith(SOLO)
+        folder = SoloFolder(data.removeprefix(SOLO), sources) if solo else StemFolder(data, sources, on_failure)
         return folder, folder.sources
     root = os.environ.get("MUSDB_PATH")
     if not root:

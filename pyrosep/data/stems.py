@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from pyrosep import audio
-from pyrosep.errors import ConfigurationError, DataError, MissingFileError
+from pyrosep.errors import ConfigurationError, DataError, MissingFileError, PyrosepError
 
-__all__ = ["MIXTURE", "AudioStream", "Song", "StemFolder"]
+__all__ = ["MIXTURE", "AudioStream", "OnFailure", "Song", "StemFolder"]
 
 MIXTURE = "mixture"
 """Name of a song's mix among its files."""
+
+OnFailure = Callable[[str, PyrosepError], Any]
+"""What is called with the name of a song that fails, and the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,8 @@ class StemFolder(SongList):
     Arguments:
         root: the folder.
         sources: the stems to use; None takes the union over the songs. The mix stays the whole one.
+        on_failure: called with the name of a song that can't be opened, and the error; the others are opened all the
+            same. Without it the error is raised.
 
     Raises:
         MissingFileError: there is no such folder.
@@ -245,7 +250,12 @@ class StemFolder(SongList):
         (('bass', 'drums'), 'song', 100, tensor([[0.5000, 0.5000]]))
     """
 
-    def __init__(self, root: str | os.PathLike[str], sources: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        sources: Iterable[str] | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise MissingFileError(f"expected a folder of songs, but there is no folder {self.root}; check the path")
@@ -255,9 +265,16 @@ class StemFolder(SongList):
             raise DataError(
                 f"{self.root} holds no songs; expected folders SONG in it, with files STEM.wav or of another kind"
             )
-        self._songs = [_song(folder, wanted) for folder in folders]
+        self._songs = []
+        for folder in folders:
+            try:
+                self._songs.append(_song(folder, wanted))
+            except PyrosepError as error:
+                if on_failure is None:
+                    raise
+                on_failure(folder.name, error)
         there = sorted({stem for song in self._songs for stem in song.stems})
-        for name in wanted or ():
+        for name in wanted or () if self._songs else ():
             if name not in there:
                 raise DataError(f"no song in {self.root} has a source {name!r}; there are {', '.join(there)}")
         self.sources = tuple(there) if wanted is None else wanted

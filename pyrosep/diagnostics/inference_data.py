@@ -22,6 +22,9 @@ from pyrosep.infer import LangevinMCMC, Potential
 
 __all__ = ["read_netcdf", "to_inference_data", "write_netcdf"]
 
+#: Bytes that a file may take beyond its arrays.
+_HEADERS = 1 << 20
+
 
 def to_inference_data(
     mcmc: AbstractMCMC,
@@ -124,8 +127,14 @@ def write_netcdf(idata: PosteriorData, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
-    arviz_versions.write(idata, beside)
-    beside.replace(target)
+    try:
+        # HDF5 ends the process where the disk is full: so the room is asked for first, with a margin for headers.
+        arrays = sum(arviz_versions.group(idata, name).nbytes for name in arviz_versions.group_names(idata))
+        beside.write_bytes(bytes(arrays + _HEADERS))
+        arviz_versions.write(idata, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
     return target
 
 

@@ -170,7 +170,7 @@ def score(
             estimates, taken = _estimates(reference, truth, estimators)
             found = list(_scores(reference, truth, estimates, bss))
         except PyrosepError as error:
-            if on_failure is None:
+            if on_failure is None or isinstance(error, ConfigurationError):  # of the settings, for every mix alike
                 raise
             on_failure(reference.name, error)
         else:

@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pyro
@@ -407,3 +409,25 @@ def test_files_that_are_no_posterior(tmp_path):
             path.write_bytes(damaged)
             with contextlib.suppress(DataError):  # and no other error, of those that can't be read
                 read_netcdf(path)
+
+
+def test_a_posterior_on_a_full_disk_is_an_error_of_the_system(tmp_path):
+    """HDF5 by itself would end the process."""
+    code = (
+        "import resource, numpy, sys\n"
+        "from pyrosep.diagnostics import arviz_versions\n"
+        "from pyrosep.diagnostics.inference_data import write_netcdf\n"
+        "data = arviz_versions.from_groups({'posterior': {'x': numpy.zeros((2, 50, 1000))}})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "write_netcdf(data, sys.argv[1])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "posterior.nc")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("OSError: ")
+    assert [*tmp_path.iterdir()] == []

@@ -15,6 +15,7 @@ import argparse
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import struct
@@ -29,6 +30,8 @@ from tests.fuzz.targets import Foreign, Target, targets
 
 #: Seconds of computing, and bytes of memory, that an input may take.
 SECONDS, MEMORY = 20, 2 << 30
+#: Seconds by the clock, on a machine that may be busy, after which an input that computes nothing is said to hang.
+PATIENCE = 120
 #: Inputs after which a process is replaced, lest what they left in memory is held against the next.
 BATCH = 200
 
@@ -58,8 +61,14 @@ class Fuzzing:
             self._child(begin, end, writing)
         os.close(writing)
         number = begin
-        with os.fdopen(reading, "rb") as answers:
-            while head := answers.read(5):
+        hung = False
+        with os.fdopen(reading, "rb", buffering=0) as answers:
+            while True:
+                if not select.select([answers], [], [], PATIENCE)[0]:
+                    os.kill(pid, signal.SIGKILL)
+                    hung = True
+                if not (head := answers.read(5)):
+                    break
                 refused, length = struct.unpack("<BI", head)
                 kind = answers.read(length).decode("utf-8", "replace")
                 self.refused += refused
@@ -69,8 +78,12 @@ class Fuzzing:
         _, status = os.waitpid(pid, 0)
         if number < end:  # it died of this input
             code = os.waitstatus_to_exitcode(status)
-            what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended the process with {code}"
-            self._fault(what if code != -signal.SIGVTALRM else f"took more than {SECONDS} s", number)
+            if hung or code == -signal.SIGVTALRM:
+                self._fault(f"hung for {PATIENCE} s" if hung else f"took more than {SECONDS} s", number)
+            elif code < 0:
+                self._fault(f"killed by {signal.Signals(-code).name}", number)
+            else:
+                self._fault(f"ended the process with {code}", number)
             number += 1
         return number
 
@@ -112,7 +125,7 @@ def _kind(error: BaseException) -> str:
         return " ".join(str(error).split())[:160]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/pyrosep/" in frame.filename]
     where = f"{frames[-1].filename.rpartition('/pyrosep/')[2]}:{frames[-1].lineno}" if frames else "elsewhere"
-    return f"{type(error).__name__} at {where}: {' '.join(str(error).split())[:80]}"
+    return f"{type(error).__name__} at {where}"
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import h5py
 import numpy as np
 import soundfile
 import torch
-from typer.testing import CliRunner
 
 from pyrosep import (
     ContinuousFlow,
@@ -34,11 +35,11 @@ from pyrosep import (
     save_priors,
     separate,
 )
-from pyrosep.cli import app
 from pyrosep.diagnostics import compare_chains, read_netcdf, summarize, verdict
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser
 from pyrosep.nn.refining import UNetSize
+from tests.command_line import run
 from tests.fuzz.mutation import VALUES, mutated_bytes, mutated_json
 
 RATE = 8_000
@@ -210,6 +211,12 @@ def _records(seeds: Path) -> Target:
 
 def _posteriors(seeds: Path) -> Target:
     path = _separated(seeds) / "posterior.nc"
+    posterior = path.read_bytes()
+
+    def make(rng: random.Random) -> tuple[str, bytes]:
+        if rng.random() < 0.5:
+            return path.name, mutated_bytes(posterior, [posterior], rng)
+        return path.name, _restructured(posterior, rng)
 
     def call(name: str, data: bytes, folder: Path) -> None:
         (folder / name).write_bytes(data)
@@ -218,7 +225,36 @@ def _posteriors(seeds: Path) -> Target:
         verdict(table)
         compare_chains(idata)
 
-    return _of_files([path], call)
+    return Target(make, call)
+
+
+def _restructured(data: bytes, rng: random.Random) -> bytes:
+    """The same HDF5 file with one to three groups, variables or attributes removed, renamed or of another type."""
+    whole = io.BytesIO(data)
+    with h5py.File(whole, "r+") as file:
+        for _ in range(rng.randrange(1, 4)):
+            names: list[str] = []
+            file.visit(names.append)
+            if not names:
+                break
+            name = rng.choice(names)
+            node = file[name]
+            match rng.randrange(6):
+                case 0:
+                    del file[name]
+                case 1:
+                    file.move(name, f"{name}_moved")
+                case 2 if node.attrs:
+                    del node.attrs[rng.choice(list(node.attrs))]
+                case 3 if isinstance(node, h5py.Dataset):
+                    shape = node.shape
+                    del file[name]
+                    file[name] = np.full(shape, rng.choice([b"text", 1, np.nan, 1j]))
+                case 4 if isinstance(node, h5py.Dataset) and node.size and node.dtype.kind == "f":
+                    node[...] = rng.choice([np.nan, np.inf, 0.0, 1e300])
+                case _:
+                    node.attrs[rng.choice([*node.attrs, "units", "_FillValue", "dtype"])] = rng.choice(["x", 1, 1e300])
+    return whole.getvalue()
 
 
 # Command lines
@@ -285,11 +321,11 @@ def _commands(seeds: Path) -> Target:
 
 def _command(arguments: list[str]) -> None:
     """Run a command line, and raise where it tells of an error that is none of its own."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = CliRunner().invoke(app, arguments)
+        result = run(*arguments)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise Foreign(f"{type(result.exception).__name__}: {result.exception}") from result.exception
-    told = [line for line in result.output.splitlines() if "unexpected" in line or "Traceback" in line]
+    told = [line for line in result.output.splitlines() if re.search(r"unexpected \w+:|Traceback", line)]
     if told or result.exit_code not in (0, 1, 2):
         raise Foreign(f"status {result.exit_code}: {' '.join(told) or result.output[-300:]}")
