@@ -981,7 +981,13 @@ def test_ctrl_c(song, model, tmp_path):
     import signal
 
     command = [sys.executable, "-m", "pyrosep", "separate", str(song), "-n", str(model), "-o", str(tmp_path / "out")]
-    process = subprocess.Popen([*command, "--warmup", "10000000"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--warmup", "10000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A program in the background is started with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "out" / "tiny").is_dir() and time.monotonic() < deadline:

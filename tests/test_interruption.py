@@ -15,13 +15,20 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 LIMIT = 30
 
 
-def started(program, folder, *, before="", **options):
+def heeding():
+    """Undo what the tests' own parent may ignore, as a shell does for programs in the background."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def started(program, folder, *, before="", preexec_fn=heeding, **options):
     """A process that runs a program of Python, and has printed "ready"."""
     file = folder / "program.py"
     file.write_text(f"import os, sys, time\nimport pyrosep.interruption\n{before}\n{program}\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     process = subprocess.Popen(
         [sys.executable, str(file)],
+        preexec_fn=preexec_fn,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

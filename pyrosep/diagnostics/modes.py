@@ -40,11 +40,16 @@ def compare_chains(idata: PosteriorData) -> pandas.DataFrame:
     chains = joint.coords["chain"].values
     order = ("chain", "draw", *cells)
     shape = tuple(joint.sizes[cell] for cell in cells)
+    differing = {dim: (size, dataset.sizes[dim]) for dim, size in joint.sizes.items() if dataset.sizes.get(dim) != size}
+    if differing:
+        raise DataError(f"expected a log joint density and summaries of the same chains and cells; got {differing}")
     flat = [
         variable.transpose(*order, ...).values.reshape(len(chains), dataset.sizes["draw"], *shape, -1)
         for variable in dataset.data_vars.values()
         if set(order) <= set(variable.dims)
     ]
+    if not flat:
+        raise DataError(f"no summary has the axes {', '.join(order)} of the log joint density to compare chains by")
     draws = np.concatenate(flat, -1)
     means, deviations = draws.mean(1), draws.std(1)
     heights = joint.transpose("chain", *cells).values

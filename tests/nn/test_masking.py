@@ -11,6 +11,7 @@ from pyrosep.mixing import linear_mix
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.masking import MaskingNet
 from pyrosep.training.guides import _Run
+from pyrosep.training.objectives import GuideObjective
 from pyrosep.training.settings import TrainingSettings
 from pyrosep.training.trainer import Trainer
 from pyrosep.zoo import load_guide, save_guide
@@ -84,7 +85,7 @@ def priors():
 def run_of(priors, guide, beta):
     model = linear_mix(priors, [1.0, 1.0], 0.1)
     settings = TrainingSettings(steps=2, batch=4)
-    return _Run(model, guide, None, "simulated", settings, None, (), None, 0.5, beta)
+    return _Run(model, guide, None, GuideObjective(beta=beta), settings)
 
 
 def test_without_beta_it_is_the_likelihood(priors):
