@@ -30,6 +30,8 @@ from pyrosep.__main__ import main
 RATE = 8_000
 #: Seconds by the clock, on a machine that may be busy, after which a run is said to hang.
 LIMIT = 120.0
+#: Signals that a command heeds.
+_HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Figures that differ between runs of the same thing.
 CLOCKS = {"seconds", "wall_seconds", "real_time_factor"}
 
@@ -57,9 +59,12 @@ class Run:
         self, arguments: list[str], log: Path, *, file_bytes: int | None = None, modules: bool = False
     ) -> None:
         self.log, self.began = log, time.monotonic()
+        # A signal that comes before the child has its own handlers waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         self.pid = os.fork()
         if self.pid == 0:
             _child(arguments, log, file_bytes, modules)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
 
     def after(self, seconds: float, signum: int | None = None, act: Callable[[], object] = lambda: None) -> Ended:
         """Wait so long, send a signal or do something else, and wait for the end."""
@@ -91,8 +96,9 @@ class Run:
 def _child(arguments: list[str], log: Path, file_bytes: int | None, modules: bool) -> None:
     status = 70
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for signum in _HEEDED:
             signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
         errors = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(errors, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
