@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows, where it can't be told whether a run is alive: what it left is then never swept
     fcntl = None  # type: ignore[assignment]
 
-from pyrosep.errors import ConfigurationError
+from pyrosep.errors import ConfigurationError, MissingFileError
 from pyrosep.naming import shortened
 
 __all__ = ["check_replaceable", "damaged_files", "put_in_place", "read_record", "sweep", "unfinished", "write_record"]
@@ -38,13 +38,21 @@ PICTURES = "diagnostics"
 MARKER, NEW, OLD, GONE = "unfinished.json", "new", "old", "gone"
 
 
-def write_record(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+def write_record(folder: Path, report: dict[str, Any], files: Iterable[str]) -> dict[str, Any]:
     """Write ``run.json``, by which the folder is known as one of ours, and return what it holds.
 
-    That is the report, and the sizes in bytes of the files that are there by now: by them a finished track is told from
+    That is the report, and the sizes in bytes of the files that were written: by them a finished track is told from
     what is left of one.
+
+    Raises:
+        MissingFileError: one of the files is no longer there.
     """
-    record = report | {"files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())}}
+    sizes = {}
+    for name in sorted(files):
+        if not (folder / name).is_file():
+            raise MissingFileError(f"{folder / name} was taken away while its folder was written; run it again")
+        sizes[name] = (folder / name).stat().st_size
+    record = report | {"files": sizes}
     write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pyrosep import results
+from pyrosep.errors import MissingFileError
 from pyrosep.results import damaged_files, put_in_place, read_record, sweep, unfinished, write_record
 
 REPORT = {"pyrosep": "0", "model": "tiny", "input": "/song.wav", "settings": {}, "sources": ["low"]}
@@ -23,12 +24,20 @@ def make(folder, text, *names):
 def fill(new, text, *names):
     for name in names or ("low.wav", "low.std.wav"):
         (new / name).write_text(text)
-    write_record(new, REPORT)
+    write_record(new, REPORT, [path.name for path in new.iterdir()])
 
 
 def whole(folder):
     record = read_record(folder)
     return record is not None and not damaged_files(folder, record)
+
+
+def test_a_file_that_was_taken_away_is_missed(tmp_path):
+    """A folder that was moved while it was written, and made anew by what was written last, is no finished track."""
+    (tmp_path / "posterior.nc").write_text("draws")
+    with pytest.raises(MissingFileError, match=r"low\.wav was taken away while its folder was written; run it again"):
+        write_record(tmp_path, REPORT, ["low.wav", "posterior.nc"])
+    assert [path.name for path in tmp_path.iterdir()] == ["posterior.nc"]
 
 
 def test_the_record_names_the_files(tmp_path):

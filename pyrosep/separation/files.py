@@ -162,13 +162,13 @@ def separate_track(
     hearing = separator.listen(audio.blocks(path, separator.window))
     with unfinished(folder) as new:
         stream = separator.stream(audio.blocks(path, separator.window, hop=separator.hop), hearing)
-        _write_stems(new, stream, separator, written, about, hearing, progress)
+        files = _write_stems(new, stream, separator, written, about, hearing, progress)
         report = identity | _report(separator, about, hearing, time.perf_counter() - started)
         if summaries := stream.summaries():
             idata = _inference_data(separator, summaries)
             report["diagnostics"] = _diagnose(idata)
-            write_netcdf(idata, new / "posterior.nc")
-        report = write_record(new, report)
+            files += [write_netcdf(idata, new / "posterior.nc").name]
+        report = write_record(new, report, files)
         # Another run may have finished the same track meanwhile.
         if (finished := _finished(folder, identity, overwrite)) is not None:
             return finished
@@ -201,7 +201,8 @@ def _write_stems(
     about: audio.AudioInfo,
     hearing: Hearing,
     progress: Callable[[int, int], Any],
-) -> None:
+) -> list[str]:
+    """Write means, deviations and draws as they come, and return the names of the files."""
     with contextlib.ExitStack() as stack:
         writers = [
             [
@@ -218,6 +219,7 @@ def _write_stems(
                     writer.write(samples)
             done += block.shape[-1]
             progress(done, hearing.samples)
+    return [writer.path.name for row in writers for writer in row]
 
 
 def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seconds: float) -> dict[str, Any]:
