@@ -3,7 +3,10 @@
 import contextlib
 import io
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 from pyrosep.cli import main
@@ -39,3 +42,12 @@ def run(*arguments, env=None):
         except Exception as error:
             exception, code = error, 1
     return Result(code, stdout.getvalue(), stderr.getvalue(), exception)
+
+
+def run_trials(module, *arguments):
+    """Run a module of trials in a process of its own, which ends with 0 where nothing was wrong."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", module, *arguments]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
