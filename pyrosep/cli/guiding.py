@@ -120,6 +120,8 @@ class NetworkOptions:
         window: Of bands: samples in a window of the spectrum. By default 2048.
         bands: Of bands: how many. By default 32.
         neck: Of bands: channels of a window, by which its bands meet. By default 192.
+        recurrent: Of bands: layers are recurrent along time and bands, instead of convolutions and a neck.
+        phases: Of bands: read phases too, and mask with complex numbers.
         shared: One network for all sources, or one each.
         start: A guide to start from, which gives the network's size.
     """
@@ -134,6 +136,8 @@ class NetworkOptions:
     window: int | None = None
     bands: int | None = None
     neck: int | None = None
+    recurrent: Annotated[bool | None, Parameter(negative="")] = None
+    phases: Annotated[bool | None, Parameter(negative="")] = None
     shared: Annotated[bool, Parameter(negative="--apart")] = True
     start: str | None = None
 

@@ -14,6 +14,8 @@ __all__ = ["BandNet", "BandSize"]
 
 #: Below it the power of a bin, of signals of variance 1, is not told from zero.
 _LEAST_POWER = 1e-7
+#: Real and imaginary parts are divided by the power to this: what is left has the magnitude to the power 0.3.
+_COMPRESSION = 0.35
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class BandSize:
         window: samples in a window of the short-time spectrum, which moves on by half of it; even.
         bands: that the bins are put together to.
         width: channels of a band.
-        neck: channels of a frame, by which its bands meet.
-        layers: how many; their dilation goes from 1 to 8 frames and over again.
+        neck: channels of a frame, by which its bands meet in layers that are not recurrent.
+        layers: how many; where they are not recurrent, their dilation goes from 1 to 8 frames and over again.
         features: of the noise level, in a denoiser.
+        recurrent: whether layers are LSTMs along time and along the bands, instead of convolutions and a neck.
+        phases: whether the network reads the phases of the bins beside their power; masks then change phases too.
     """
 
     window: int = 2048
@@ -35,6 +39,8 @@ class BandSize:
     neck: int = 192
     layers: int = 6
     features: int = 32
+    recurrent: bool = False
+    phases: bool = False
 
     def __post_init__(self) -> None:
         least = min(self.bands, self.width, self.neck, self.layers, self.features)
@@ -54,10 +60,10 @@ class BandNet(nn.Module):
     r"""From short-time spectra to numbers for each of their bins.
 
     The logarithms of the bins' power are put together to bands, narrow ones at low frequencies, each with its own
-    weights (Luo & Yu, 2023, "band-split"). Layers then look along time, each band with its neighbours in time by the
-    same gated, dilated convolution, and across frequency, all bands of a frame meeting in a narrow layer (as in the
-    time-distributed layers of Choi et al., 2020). Nothing but matrix products, which half precision makes fast on any
-    machine. The output layer starts at zero.
+    weights (Luo & Yu, 2023, "band-split"). Layers then look along time, and across frequency. Recurrent layers do both
+    by LSTMs in two directions, as in that paper. The others see the neighbours of each band in time by the same gated,
+    dilated convolution, and all bands of a frame meet in a narrow layer (as in the time-distributed layers of Choi et
+    al., 2020): nothing but matrix products, which are fast in half precision. The output layer starts at zero.
 
     Arguments:
         inputs: channels of the signal.
@@ -83,20 +89,29 @@ class BandNet(nn.Module):
         self.places: Tensor
         width = size.width
         # Flat, for they are a matrix for each band: an optimizer of matrices would take them for one.
-        scale = (inputs * widths).repeat_interleave(widths).rsqrt().view(-1, 1, 1)
-        self.first = nn.Parameter((torch.randn(edges[-1], inputs, width) * scale).flatten())
+        #: Numbers of a bin that the network reads.
+        self.read = inputs * (3 if size.phases else 1)
+        scale = (self.read * widths).repeat_interleave(widths).rsqrt().view(-1, 1, 1)
+        self.first = nn.Parameter((torch.randn(edges[-1], self.read, width) * scale).flatten())
         self.place = nn.Parameter(torch.randn(size.bands * width) * 0.1)
-        self.layers = nn.ModuleList(_Layer(size, 2 ** (i % 4), features) for i in range(size.layers))
+        self.phases = size.phases
+        self.layers = nn.ModuleList(
+            _RecurrentLayer(width, features) if size.recurrent else _Layer(size, 2 ** (i % 4), features)
+            for i in range(size.layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.last = nn.Parameter(torch.zeros(edges[-1] * outputs * width))
         self.base = nn.Parameter(torch.zeros(edges[-1] * outputs))
 
     def forward(self, spectra: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with torch.autocast(spectra.device.type, enabled=False):
-            power = torch.view_as_real(spectra).square().sum(-1)
-            x = (power + _LEAST_POWER).log() / 4
-            x = x[..., self.bins]  # (n, inputs, frame, band, place)
-        first = self._padded(self.first, self.inputs).transpose(1, 2).flatten(1, 2)  # (band, input and place, width)
+            parts = torch.view_as_real(spectra)
+            power = parts.square().sum(-1) + _LEAST_POWER
+            x = power.log() / 4
+            if self.phases:
+                x = torch.cat([x, *(parts * power.unsqueeze(-1) ** -_COMPRESSION).unbind(-1)], 1)
+            x = x[..., self.bins]  # (n, number, frame, band, place)
+        first = self._padded(self.first, self.read).transpose(1, 2).flatten(1, 2)  # (band, input and place, width)
         last = self._padded(self.last, self.outputs).permute(0, 3, 2, 1).flatten(2)  # (band, width, output and place)
         base = self._padded(self.base, self.outputs).squeeze(-1).transpose(1, 2).flatten(1)
         x = x.permute(3, 0, 2, 1, 4).flatten(-2)  # (band, n, frame, input and place)
@@ -149,6 +164,39 @@ class _Layer(nn.Module):
         u = self.across(h).flatten(-2)
         signal, gate = (self.neck(u) + two).chunk(2, -1)
         return h + self.spread(signal * gate.sigmoid()).unflatten(-1, h.shape[-2:])
+
+
+class _RecurrentLayer(nn.Module):
+    """Each band along time, then each frame along its bands."""
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.time, self.across = _Recurrence(width, features), _Recurrence(width, features)
+
+    def forward(self, h: Tensor, level: Tensor | None) -> Tensor:
+        h = self.time(h.transpose(1, 2), level).transpose(1, 2)
+        return self.across(h, level)
+
+
+class _Recurrence(nn.Module):
+    """An LSTM in both directions along the last axis but one, added to what it reads: ``(n, other, position, width)``.
+
+    All other positions are independent of each other.
+    """
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.level = nn.Linear(features, width, bias=False) if features else None
+        self.lstm = nn.LSTM(width, width, bidirectional=True, batch_first=True)
+        self.mixed = nn.Linear(2 * width, width)
+
+    def forward(self, h: Tensor, level: Tensor | None) -> Tensor:
+        u = self.norm(h)
+        if self.level is not None:
+            u = u + self.level(level)[:, None, None]
+        u = self.lstm(u.flatten(0, 1))[0].unflatten(0, h.shape[:2])
+        return h + self.mixed(u)
 
 
 def _band_edges(bins: int, bands: int) -> list[int]:

@@ -27,6 +27,9 @@ class MaskingNet(nn.Module):
     N the number of sources, :math:`d_k` what the mix is multiplied by where nothing is known of the source, one
     number a channel, and :math:`c_k` the network's, one number a window; between windows :math:`\log\sigma` is linear.
 
+    Where the size has ``phases``, the mean's mask is :math:`g_k + z_k` with complex numbers z of the network, whose sum
+    over all sources is zero: the masks still share out the mix, but change phases too.
+
     Arguments:
         inputs: channels of the mix.
         sources: how many it gives.
@@ -41,7 +44,8 @@ class MaskingNet(nn.Module):
         super().__init__()
         self.sources, self.total = sources, total
         self.transform = ShortTimeSpectrum(size.window)
-        self.net = BandNet(inputs, sources, size)
+        self.phases = size.phases
+        self.net = BandNet(inputs, sources * (3 if size.phases else 1), size)
         self.trust = nn.Linear(size.width, sources)
         nn.init.zeros_(self.trust.weight)
         nn.init.zeros_(self.trust.bias)
@@ -50,13 +54,13 @@ class MaskingNet(nn.Module):
         time = x.shape[-1]
         with torch.autocast(x.device.type, enabled=False):
             spectra = self.transform(x)
-        shares, features = self.net(spectra)
+        told, features = self.net(spectra)
         with torch.autocast(x.device.type, enabled=False):
-            if self.sources < self.total:
-                shares = functional.pad(shares, (0, 0, 0, 0, 0, self.total - self.sources))
-            shares = shares.softmax(1)[:, : self.sources]
+            others = self.total - self.sources
+            shares = functional.pad(told[:, : self.sources], (0, 0, 0, 0, 0, others)).softmax(1)[:, : self.sources]
             heard = self.total * (direct[..., None, None] * spectra.unsqueeze(1)).sum(2)  # (n, source, frame, bin)
-            mean = self.transform.inverse(shares * heard, time)
+            masks = shares + self._turned(told[:, self.sources :]) if self.phases else shares
+            mean = self.transform.inverse(masks * heard, time)
             power = torch.view_as_real(heard).square().sum(-1)
             variance = (shares * (1 - shares) * power).mean(-1) + _LEAST  # (n, source, frame)
             logs = variance.log() / 2 + self.trust(features).mT / 2
@@ -64,3 +68,8 @@ class MaskingNet(nn.Module):
                 logs, size=(logs.shape[-1] - 1) * self.transform.hop + 1, mode="linear", align_corners=True
             )
         return mean, between[..., :time].exp(), features.mean(1)
+
+    def _turned(self, told: Tensor) -> Tensor:
+        """Complex numbers ``(n, source, frame, bin)`` whose sum over all sources, those of others at zero, is zero."""
+        turned = torch.complex(*told.chunk(2, 1))
+        return turned - turned.sum(1, keepdim=True) / self.total

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from pyrosep.errors import ConfigurationError, ShapeError
@@ -55,6 +55,8 @@ class StackedFlows:
         networks = [prior.network for prior in priors]
         if len({len(network.spectrum) for network in networks}) > 1:
             raise ConfigurationError("priors that are stacked must have spectra of one length; train them alike")
+        if any(isinstance(module, nn.RNNBase) for module in networks[0].modules()):
+            raise ConfigurationError("recurrent networks can't be stacked, for torch maps no LSTM over weights")
         self.parameters, self.buffers = stack_module_state(list(networks))
         #: Mean squares of the sources, ``(source,)``.
         self.variance: Tensor = self.buffers["variance"]

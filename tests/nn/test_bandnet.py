@@ -1,5 +1,7 @@
 """Short-time spectra, networks of bands, and denoisers and filters by them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from pyrosep.priors.stacked import StackedFlows
 from pyrosep.signal.spectra import ShortTimeSpectrum
 
 TINY = BandSize(window=16, bands=3, width=4, neck=4, layers=2, features=4)
+RECURRENT = replace(TINY, recurrent=True, phases=True)
+SIZES = pytest.mark.parametrize("size", [TINY, RECURRENT], ids=["convolutions", "recurrent"])
 SPECTRUM = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.1, 0.05, 0.02])
 
 
@@ -61,8 +65,9 @@ def test_bands_cover_all_bins_and_get_wider(bins, bands):
     assert widths[-1] >= widths[0]
 
 
-def test_frames_of_a_batch_do_not_meet():
-    network, spectra = shaken(BandNet(2, 3, TINY)), torch.randn(3, 2, 5, 9, dtype=torch.complex64)
+@SIZES
+def test_frames_of_a_batch_do_not_meet(size):
+    network, spectra = shaken(BandNet(2, 3, size)), torch.randn(3, 2, 5, 9, dtype=torch.complex64)
     other = spectra.clone()
     other[1] *= 2
     out, features = network(spectra)
@@ -71,8 +76,9 @@ def test_frames_of_a_batch_do_not_meet():
     assert changed.tolist() == [False, True, False]
 
 
-def test_all_bins_are_seen_and_all_given():
-    network = shaken(BandNet(1, 1, TINY))
+@SIZES
+def test_all_bins_are_seen_and_all_given(size):
+    network = shaken(BandNet(1, 1, size))
     spectra = torch.randn(1, 1, 3, 9, dtype=torch.complex64)
     out, _ = network(spectra)
     for place in range(9):
@@ -80,6 +86,24 @@ def test_all_bins_are_seen_and_all_given():
         other[..., 1, place] *= 3
         changed = (network(other)[0] != out)[0, 0]
         assert bool(changed.all()), "a bin tells of all bins of its window and the next ones"
+
+
+def test_phases_are_read_where_the_size_says_so():
+    spectra = torch.randn(1, 1, 3, 9, dtype=torch.complex64)
+    for size, told in ((TINY, False), (replace(TINY, recurrent=True), False), (RECURRENT, True)):
+        network = shaken(BandNet(1, 1, size))
+        assert torch.allclose(network(1j * spectra)[0], network(spectra)[0], atol=1e-5) is not told
+
+
+def test_recurrent_layers_see_the_whole_past_and_future():
+    """Further than the kernels of two layers of convolutions reach, three windows."""
+    spectra = torch.randn(1, 1, 21, 9, dtype=torch.complex64)
+    other = spectra.clone()
+    other[..., 10, :] *= 3
+    for size, reach in ((TINY, 3), (RECURRENT, 10)):
+        network = shaken(BandNet(1, 1, size).double())
+        changed = (network(other.to(torch.complex128))[0] != network(spectra.to(torch.complex128))[0])[0, 0].any(-1)
+        assert torch.nonzero(changed).flatten().tolist() == list(range(10 - reach, 11 + reach))
 
 
 @pytest.mark.parametrize("option", [{"bands": 0}, {"window": 15}, {"window": 4, "bands": 3}, {"layers": 0}])
@@ -91,36 +115,40 @@ def test_sizes_out_of_range(option):
 # --- the denoiser ------------------------------------------------------------------------------------------------
 
 
-def test_untrained_it_is_a_wiener_filter(double):
-    network, x = BandDenoiser(TINY, torch.full((9,), 0.5)).double(), torch.randn(3, 50)
+@SIZES
+def test_untrained_it_is_a_wiener_filter(double, size):
+    network, x = BandDenoiser(size, torch.full((9,), 0.5)).double(), torch.randn(3, 50)
     for sigma in (0.01, 0.7, 5.0):
         gain = 0.5 / (0.5 + sigma**2)
         torch.testing.assert_close(network.denoise(x, torch.tensor([sigma])), gain * x)
 
 
+@SIZES
 @pytest.mark.parametrize("sigma", [1e-3, 0.1, 3.0])
-def test_it_is_the_filter_that_it_tells(double, sigma):
+def test_it_is_the_filter_that_it_tells(double, sigma, size):
     """At low levels too, where F is a small difference."""
-    network, x = shaken(BandDenoiser(TINY, SPECTRUM).double()), torch.randn(3, 50)
+    network, x = shaken(BandDenoiser(size, SPECTRUM).double()), torch.randn(3, 50)
     clean, gain = network.filtered(x, torch.tensor([sigma]))
     assert 0 <= float(gain.min()) < float(gain.max()) <= 1
     torch.testing.assert_close(network.denoise(x, torch.tensor([sigma])), clean)
     torch.testing.assert_close(network.transform.inverse(gain * network.transform(x), 50), clean)
 
 
-def test_levels_of_their_own(double):
-    network, x = shaken(BandDenoiser(TINY, SPECTRUM).double()), torch.randn(3, 50)
+@SIZES
+def test_levels_of_their_own(double, size):
+    network, x = shaken(BandDenoiser(size, SPECTRUM).double()), torch.randn(3, 50)
     levels = torch.tensor([0.1, 1.0, 3.0])
     found = network.denoise(x, levels)
     for row, level in enumerate(levels):
         torch.testing.assert_close(found[row], network.denoise(x[row : row + 1], level.reshape(1))[0])
 
 
-def test_it_is_written_and_loaded(tmp_path):
-    prior = ContinuousFlow(shaken(BandDenoiser(TINY, SPECTRUM)), 50, sigma_min=0.1, sample_rate=8000)
+@SIZES
+def test_it_is_written_and_loaded(tmp_path, size):
+    prior = ContinuousFlow(shaken(BandDenoiser(size, SPECTRUM)), 50, sigma_min=0.1, sample_rate=8000)
     save_priors(tmp_path, {"bass": prior})
     again, x = load_priors(tmp_path)["bass"], torch.randn(2, 50)
-    assert again.network.size == TINY
+    assert again.network.size == size
     torch.testing.assert_close(again.denoise(x), prior.denoise(x))
     torch.testing.assert_close(again.filtered(x)[1], prior.filtered(x)[1])
 
@@ -130,6 +158,12 @@ def test_several_are_stacked():
     x = torch.randn(2, 3, 50)
     one_by_one = torch.stack([prior.at(0.5).denoise(x[:, k]) for k, prior in enumerate(priors)], 1)
     torch.testing.assert_close(StackedFlows(priors).at(0.5).denoise(x), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_recurrent_ones_are_not_stacked():
+    priors = [ContinuousFlow(BandDenoiser(RECURRENT, SPECTRUM), 50, sigma_min=0.1) for _ in range(2)]
+    with pytest.raises(ConfigurationError, match="recurrent networks can't be stacked"):
+        StackedFlows(priors)
 
 
 # --- the local coupling ------------------------------------------------------------------------------------------

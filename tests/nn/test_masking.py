@@ -1,5 +1,7 @@
 """Guides that mask the mix's short-time spectrum, and their loss."""
 
+from dataclasses import replace
+
 import pyro
 import pytest
 import torch
@@ -17,6 +19,8 @@ from pyrosep.training.trainer import Trainer
 from pyrosep.zoo import load_guide, save_guide
 
 TINY = BandSize(window=16, bands=3, width=4, neck=4, layers=2)
+RECURRENT = replace(TINY, recurrent=True, phases=True)
+SIZES = pytest.mark.parametrize("size", [TINY, RECURRENT], ids=["convolutions", "recurrent"])
 NAMES = ("a", "b", "c")
 
 
@@ -28,20 +32,35 @@ def shaken(module, seed=0):
     return module.eval().requires_grad_(False)
 
 
+@SIZES
 @pytest.mark.parametrize("shared", [True, False])
-def test_each_mean_starts_as_its_share_of_the_mix(shared):
-    guide, mix = EncoderGuide(NAMES, shared=shared, size=TINY), torch.randn(5, 50)
+def test_each_mean_starts_as_its_share_of_the_mix(shared, size):
+    guide, mix = EncoderGuide(NAMES, shared=shared, size=size), torch.randn(5, 50)
     mean, deviation = guide.moments(mix)
     torch.testing.assert_close(mean, mix.unsqueeze(1).expand(5, 3, 50), rtol=0, atol=1e-5)  # gains of a mean: 1/3 each
     assert float(deviation.detach().min()) > 0
 
 
-def test_means_share_the_mix_out():
-    guide, mix = shaken(EncoderGuide(NAMES, shared=True, size=TINY)), torch.randn(5, 50)
+@SIZES
+def test_means_share_the_mix_out(size):
+    guide, mix = shaken(EncoderGuide(NAMES, shared=True, size=size)), torch.randn(5, 50)
     guide.encoders.direct.fill_(1 / 3)
     mean, _ = guide.moments(mix)
     torch.testing.assert_close(mean.sum(1), mix, rtol=0, atol=1e-5)
     assert float((mean[:, 0] - mean[:, 1]).abs().max()) > 0.1
+
+
+def test_masks_change_phases_where_the_size_says_so():
+    """Shifted by a quarter of a period, a bin stays in phase with itself under real masks alone."""
+    mix = torch.randn(5, 64)
+    for size, turned in ((TINY, False), (RECURRENT, True)):
+        network = shaken(MaskingNet(1, 2, 2, size))
+        told = network.net(network.transform(mix.unsqueeze(1)))[0]
+        assert (told.shape[1] > 2) is turned
+        if turned:
+            masks = network._turned(told[:, 2:])
+            assert float(masks.imag.abs().max()) > 0.1
+            torch.testing.assert_close(masks.sum(1), torch.zeros_like(masks[:, 0]), rtol=0, atol=1e-5)
 
 
 def test_deviations_are_those_of_the_shares():
@@ -52,8 +71,9 @@ def test_deviations_are_those_of_the_shares():
     assert float(middle) == pytest.approx(0.25, rel=0.1)
 
 
-def test_mixes_of_a_batch_do_not_meet():
-    guide, mix = shaken(EncoderGuide(NAMES, shared=True, size=TINY)), torch.randn(3, 50)
+@SIZES
+def test_mixes_of_a_batch_do_not_meet(size):
+    guide, mix = shaken(EncoderGuide(NAMES, shared=True, size=size)), torch.randn(3, 50)
     other = mix.clone()
     other[1] = torch.randn(50)
     changed = [
@@ -63,11 +83,12 @@ def test_mixes_of_a_batch_do_not_meet():
     assert changed == [[False, True, False]] * 2
 
 
-def test_it_is_written_and_loaded(tmp_path):
-    guide, mix = shaken(EncoderGuide(NAMES, shared=True, size=TINY, project=True)), torch.randn(2, 50)
+@SIZES
+def test_it_is_written_and_loaded(tmp_path, size):
+    guide, mix = shaken(EncoderGuide(NAMES, shared=True, size=size, project=True)), torch.randn(2, 50)
     save_guide(tmp_path, guide)
     again = load_guide(tmp_path)
-    assert again.size == TINY
+    assert again.size == size
     for found, expected in zip(again.moments(mix), guide.moments(mix), strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -115,10 +136,11 @@ def test_with_beta_of_one_means_have_the_gradient_of_the_squared_error(priors):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_it_learns(priors):
+@SIZES
+def test_it_learns(priors, size):
     """Two sources apart in frequency, in a few steps: better than the mix as estimate by some decibels."""
     pyro.set_rng_seed(0)
-    guide = EncoderGuide(priors, shared=True, size=TINY, project=[1.0, 1.0], noise=0.1)
+    guide = EncoderGuide(priors, shared=True, size=size, project=[1.0, 1.0], noise=0.1)
     model = linear_mix(priors, [1.0, 1.0], 0.1)
     settings = TrainingSettings(steps=60, batch=8, learning_rate=0.02, optimizer="muon", warmup=5, ema=0.9)
     fit_guide(model, guide, trainer=Trainer(settings, quiet=True), beta=0.5, num_samples=0)
