@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides.gains import GainsOf, MixGains
@@ -46,7 +47,9 @@ class Encoded(NamedTuple):
     level: Tensor
 
     @classmethod
-    def of(cls, encoders: Encoders, mix: Tensor, floors: Tensor, channels: int | None) -> Encoded:
+    def of(
+        cls, encoders: Encoders, mix: Tensor, floors: Tensor, channels: int | None, offsets: Sequence[int] = (0,)
+    ) -> Encoded:
         """What encoders make of mixes ``(..., time)`` or ``(..., channel, time)``, which they see at a level of 1.
 
         Arguments:
@@ -54,11 +57,16 @@ class Encoded(NamedTuple):
             mix: in the encoders' precision, on their device.
             floors: the lowest deviations, ``(source,)``.
             channels: of the mix; ``None`` for a mix without that axis.
+            offsets: samples of silence that the mix is seen behind; what the encoders give is averaged over them.
         """
         x = mix.reshape(-1, channels or 1, mix.shape[-1])
         level = x.square().mean((-1, -2)).sqrt().clamp(min=_SILENCE)[:, None, None]
-        x = x / level
-        mean, scale, features = encoders(x)
+        x, last = x / level, max(offsets)
+        found = [
+            encoders(functional.pad(x, (offset, last - offset)), slice(offset, offset + x.shape[-1]))
+            for offset in offsets
+        ]
+        mean, scale, features = (torch.stack(part).mean(0) for part in zip(*found, strict=True))
         mean = level * mean
         scale = floors.unsqueeze(-1) + level * scale
         batch = mix.shape[: -1 if channels is None else -2]
@@ -150,7 +158,7 @@ class EncoderGuide(PyroModule):
             raise ConfigurationError(
                 f"channels must be at least 1, or None for a mix without that axis; got {channels}"
             )
-        self.shared, self.channels = bool(shared), channels
+        self.shared, self.channels, self.shifts = bool(shared), channels, 1
         self.size = UNetSize() if size is None else size
         self.noise = float(noise)
         self.register_buffer("sigma_min", _floors(priors, self.names, sigma_min))
@@ -276,7 +284,24 @@ class EncoderGuide(PyroModule):
     def _encoded(self, mix: Tensor) -> Encoded:
         """What the encoders give of a mix, their deviations before any temperature."""
         check_mix(mix, self.channels)
-        return Encoded.of(self.encoders, mix.to(self.temperature), self.sigma_min, self.channels)
+        offsets = [round(number * self.size.stride / self.shifts) for number in range(self.shifts)]
+        return Encoded.of(self.encoders, mix.to(self.temperature), self.sigma_min, self.channels, offsets)
+
+    def with_shifts(self, shifts: int) -> Self:
+        """The same guide, its encoders' means and deviations averaged over so many shifts of the mix.
+
+        Networks see a mix in steps, of half a window of the short-time spectrum for one of bands, and err differently
+        where the steps begin elsewhere. The shifts are spread evenly over one step. Weights are shared.
+
+        Raises:
+            ConfigurationError: less than one shift, or more than a step has samples.
+        """
+        if not 1 <= shifts <= self.size.stride:
+            raise ConfigurationError(f"shifts must be from 1 to {self.size.stride}; got {shifts!r}")
+        new = copy.copy(self)
+        new.shifts = shifts
+        new.__dict__["_pyro_name"] = f"encoder_guide_{next(_numbers)}"
+        return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = self.__class__.__new__(self.__class__)

@@ -49,8 +49,9 @@ class Encoders(nn.Module):
         self.features = size.width * networks
         self.direct = nn.Parameter(torch.zeros(sources, inputs))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and deviations ``(n, source, time)`` of the samples in ``part``, and features ``(n, feature)``."""
         shares = self.direct.chunk(len(self.networks))
         parts = [network(x, share) for network, share in zip(self.networks, shares, strict=True)]
         means, scales, features = zip(*parts, strict=True)
-        return torch.cat(means, 1), torch.cat(scales, 1), torch.cat(features, -1)
+        return torch.cat(means, 1)[..., part], torch.cat(scales, 1)[..., part], torch.cat(features, -1)

@@ -8,12 +8,14 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Importance, Predictive, Trace_ELBO
 from torch.distributions import MultivariateNormal, constraints
+from torch.nn import functional
 
 from pyrosep import MALA, EncoderGuide, GaussianPrior, LangevinMCMC
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides.bounds import over_mixes
 from pyrosep.guides.projection import Projection
 from pyrosep.mixing import linear_mix, mean_mix, pan_gains, panned_mix, unknown_gains_mix
+from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.refining import UNetSize
 
 TINY = UNetSize(hop=4, width=6, levels=2, layers=2)
@@ -88,6 +90,40 @@ def test_deviations_have_a_floor_and_a_temperature():
     assert float(hot[1].min()) >= 0.75
     prior = GaussianPrior(torch.ones(2), 8, sigma_min=0.125)
     assert EncoderGuide({"a": prior}, size=TINY).sigma_min.tolist() == [0.125]
+
+
+@pytest.mark.parametrize("size", [TINY, BandSize(window=16, bands=3, width=4, neck=4, layers=1)])
+@pytest.mark.parametrize("project", [False, True])
+def test_shifts_are_an_average_over_where_the_grid_begins(size, project):
+    guide = stirred(EncoderGuide(names(2), size=size, project=project, shared=True))
+    mix, half = torch.randn(3, 50), size.stride // 2
+    level = mix.square().mean(-1).sqrt()[:, None, None]
+    seen = mix.unsqueeze(1) / level
+    with torch.no_grad():
+        once, found = guide.encode(mix), guide.with_shifts(2).encode(mix)
+        left, right = guide.encoders(functional.pad(seen, (0, half))), guide.encoders(functional.pad(seen, (half, 0)))
+        mean, scale = (
+            level * (one[..., :50] + other[..., half:]) / 2 for one, other in zip(left[:2], right[:2], strict=True)
+        )
+        torch.testing.assert_close(found[0], mean)
+        torch.testing.assert_close(found[1], scale + guide.sigma_min.unsqueeze(-1))
+        for same, one in zip(guide.with_shifts(1).encode(mix), once, strict=True):
+            assert torch.equal(same, one)
+        averaged = guide.with_shifts(2)
+        assert (guide.shifts, averaged.shifts) == (1, 2)
+        assert not torch.allclose(found[0], once[0], atol=1e-3)
+        # Draws are of the same average.
+        draws = averaged(mix.expand(2000, 3, 50))
+        mean, deviation = averaged.moments(mix)
+    for k, name in enumerate(names(2)):
+        z = (draws[name].mean(0) - mean[:, k]) / deviation[:, k] * 2000**0.5
+        assert float(z.abs().max()) < 5
+
+
+@pytest.mark.parametrize("shifts", [0, 17])
+def test_shifts_out_of_range(shifts):
+    with pytest.raises(ConfigurationError, match=f"shifts must be from 1 to 16; got {shifts}"):
+        EncoderGuide(names(2), size=TINY).with_shifts(shifts)
 
 
 def test_silence_is_no_trouble():
