@@ -119,8 +119,9 @@ class NetworkOptions:
         harmonic: Of waves: channels of the harmonic gates; 0 for none. By default 48.
         window: Of bands: samples in a window of the spectrum. By default 2048.
         bands: Of bands: how many. By default 32.
-        neck: Of bands: channels of a window, by which its bands meet. By default 192.
-        recurrent: Of bands: layers are recurrent along time and bands, instead of convolutions and a neck.
+        neck: Of bands: channels of a window, by which its bands meet; 0 for recurrent layers along them. By default
+            192.
+        recurrent: Of bands: layers look along time by LSTMs instead of convolutions.
         phases: Of bands: read phases too, and mask with complex numbers.
         shared: One network for all sources, or one each.
         start: A guide to start from, which gives the network's size.

@@ -26,10 +26,10 @@ class BandSize:
         window: samples in a window of the short-time spectrum, which moves on by half of it; even.
         bands: that the bins are put together to.
         width: channels of a band.
-        neck: channels of a frame, by which its bands meet in layers that are not recurrent.
-        layers: how many; where they are not recurrent, their dilation goes from 1 to 8 frames and over again.
+        neck: channels of a frame, by which its bands meet; 0 for recurrent layers along the bands.
+        layers: how many; the dilation of those that are not recurrent goes from 1 to 8 frames and over again.
         features: of the noise level, in a denoiser.
-        recurrent: whether layers are LSTMs along time and along the bands, instead of convolutions and a neck.
+        recurrent: whether layers look along time by LSTMs instead of convolutions.
         phases: whether the network reads the phases of the bins beside their power; masks then change phases too.
     """
 
@@ -43,11 +43,11 @@ class BandSize:
     phases: bool = False
 
     def __post_init__(self) -> None:
-        least = min(self.bands, self.width, self.neck, self.layers, self.features)
+        least = min(self.bands, self.width, self.neck + self.recurrent, self.layers, self.features, self.neck + 1)
         if least < 1 or self.window % 2 or self.window < 2 * self.bands:
             raise ConfigurationError(
-                "a network of bands needs bands, width, neck, layers and features of at least 1, and an even window "
-                f"of at least two samples a band; got {self}"
+                "a network of bands needs bands, width, neck, layers and features of at least 1 (a neck of 0 where it "
+                f"is recurrent), and an even window of at least two samples a band; got {self}"
             )
 
     @property
@@ -60,10 +60,10 @@ class BandNet(nn.Module):
     r"""From short-time spectra to numbers for each of their bins.
 
     The logarithms of the bins' power are put together to bands, narrow ones at low frequencies, each with its own
-    weights (Luo & Yu, 2023, "band-split"). Layers then look along time, and across frequency. Recurrent layers do both
-    by LSTMs in two directions, as in that paper. The others see the neighbours of each band in time by the same gated,
-    dilated convolution, and all bands of a frame meet in a narrow layer (as in the time-distributed layers of Choi et
-    al., 2020): nothing but matrix products, which are fast in half precision. The output layer starts at zero.
+    weights (Luo & Yu, 2023, "band-split"). Layers then look along time, each band by the same weights, and across
+    frequency. Along time they are gated, dilated convolutions, or LSTMs in both directions as in that paper. Across
+    frequency all bands of a frame meet in a narrow layer (as in the time-distributed layers of Choi et al., 2020), or
+    an LSTM goes along the bands. The output layer starts at zero.
 
     Arguments:
         inputs: channels of the signal.
@@ -96,7 +96,7 @@ class BandNet(nn.Module):
         self.place = nn.Parameter(torch.randn(size.bands * width) * 0.1)
         self.phases = size.phases
         self.layers = nn.ModuleList(
-            _RecurrentLayer(width, features) if size.recurrent else _Layer(size, 2 ** (i % 4), features)
+            _RecurrentLayer(size, features) if size.recurrent else _Layer(size, 2 ** (i % 4), features)
             for i in range(size.layers)
         )
         self.norm = nn.LayerNorm(width)
@@ -134,19 +134,32 @@ class BandNet(nn.Module):
         return padded.unflatten(0, self.bins.shape)
 
 
-class _Layer(nn.Module):
-    """Each band along time, then all bands of a frame."""
+class _Neck(nn.Module):
+    """All bands of a frame meet in a narrow, gated layer."""
+
+    def __init__(self, size: BandSize) -> None:
+        super().__init__()
+        self.across = nn.LayerNorm(size.width)
+        self.neck = nn.Linear(size.bands * size.width, 2 * size.neck)
+        self.spread = nn.Linear(size.neck, size.bands * size.width)
+
+    def meet(self, h: Tensor, level: Tensor) -> Tensor:
+        """Of ``(n, frame, band, width)``, told the level by numbers ``(n or 1, 1, 2 * neck)``."""
+        u = self.across(h).flatten(-2)
+        signal, gate = (self.neck(u) + level).chunk(2, -1)
+        return h + self.spread(signal * gate.sigmoid()).unflatten(-1, h.shape[-2:])
+
+
+class _Layer(_Neck):
+    """Each band along time by a convolution, then all bands of a frame."""
 
     def __init__(self, size: BandSize, dilation: int, features: int) -> None:
-        super().__init__()
+        super().__init__(size)
         width = size.width
         self.dilation = dilation
         self.norm = nn.LayerNorm(width)
         self.time = nn.Linear(3 * width, 2 * width)
         self.mixed = nn.Linear(width, width)
-        self.across = nn.LayerNorm(width)
-        self.neck = nn.Linear(size.bands * width, 2 * size.neck)
-        self.spread = nn.Linear(size.neck, size.bands * width)
         self.level = nn.Linear(features, 2 * (width + size.neck), bias=False) if features else None
         self.split = (2 * width, 2 * size.neck)
 
@@ -160,22 +173,23 @@ class _Layer(nn.Module):
         frames = u.shape[1]
         u = torch.cat([before[:, :frames], u, after[:, -frames:]], -1)
         signal, gate = (self.time(u) + one).chunk(2, -1)
-        h = h + self.mixed(signal * gate.sigmoid())
-        u = self.across(h).flatten(-2)
-        signal, gate = (self.neck(u) + two).chunk(2, -1)
-        return h + self.spread(signal * gate.sigmoid()).unflatten(-1, h.shape[-2:])
+        return self.meet(h + self.mixed(signal * gate.sigmoid()), two)
 
 
 class _RecurrentLayer(nn.Module):
-    """Each band along time, then each frame along its bands."""
+    """Each band along time by an LSTM, then all bands of a frame, by a neck or an LSTM along them."""
 
-    def __init__(self, width: int, features: int) -> None:
+    def __init__(self, size: BandSize, features: int) -> None:
         super().__init__()
-        self.time, self.across = _Recurrence(width, features), _Recurrence(width, features)
+        self.time = _Recurrence(size.width, features)
+        self.across = _Neck(size) if size.neck else _Recurrence(size.width, features)
+        self.level = nn.Linear(features, 2 * size.neck, bias=False) if features and size.neck else None
 
     def forward(self, h: Tensor, level: Tensor | None) -> Tensor:
         h = self.time(h.transpose(1, 2), level).transpose(1, 2)
-        return self.across(h, level)
+        if isinstance(self.across, _Recurrence):
+            return self.across(h, level)
+        return self.across.meet(h, h.new_zeros(()) if self.level is None else self.level(level)[:, None])
 
 
 class _Recurrence(nn.Module):

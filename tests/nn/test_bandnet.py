@@ -17,7 +17,9 @@ from pyrosep.signal.spectra import ShortTimeSpectrum
 
 TINY = BandSize(window=16, bands=3, width=4, neck=4, layers=2, features=4)
 RECURRENT = replace(TINY, recurrent=True, phases=True)
-SIZES = pytest.mark.parametrize("size", [TINY, RECURRENT], ids=["convolutions", "recurrent"])
+SIZES = pytest.mark.parametrize(
+    "size", [TINY, RECURRENT, replace(RECURRENT, neck=0)], ids=["convolutions", "recurrent", "no neck"]
+)
 SPECTRUM = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.1, 0.05, 0.02])
 
 
@@ -106,7 +108,9 @@ def test_recurrent_layers_see_the_whole_past_and_future():
         assert torch.nonzero(changed).flatten().tolist() == list(range(10 - reach, 11 + reach))
 
 
-@pytest.mark.parametrize("option", [{"bands": 0}, {"window": 15}, {"window": 4, "bands": 3}, {"layers": 0}])
+@pytest.mark.parametrize(
+    "option", [{"bands": 0}, {"window": 15}, {"window": 4, "bands": 3}, {"layers": 0}, {"neck": 0}]
+)
 def test_sizes_out_of_range(option):
     with pytest.raises(ConfigurationError, match="network of bands needs"):
         BandSize(**option)

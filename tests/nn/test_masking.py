@@ -20,7 +20,9 @@ from pyrosep.zoo import load_guide, save_guide
 
 TINY = BandSize(window=16, bands=3, width=4, neck=4, layers=2)
 RECURRENT = replace(TINY, recurrent=True, phases=True)
-SIZES = pytest.mark.parametrize("size", [TINY, RECURRENT], ids=["convolutions", "recurrent"])
+SIZES = pytest.mark.parametrize(
+    "size", [TINY, RECURRENT, replace(RECURRENT, neck=0)], ids=["convolutions", "recurrent", "no neck"]
+)
 NAMES = ("a", "b", "c")
 
 
