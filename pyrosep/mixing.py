@@ -14,12 +14,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.priors import SourcePrior
+from pyrosep.reading import plate_nesting, role_of
 
 __all__ = [
     "at_level",
@@ -38,7 +38,8 @@ Model = Callable[..., Tensor]
 
 def sample_sources(priors: Mapping[str, SourcePrior]) -> Tensor:
     """One site for each source, named after it; their values stacked, ``(..., source, time)``."""
-    return torch.stack([pyro.sample(name, prior) for name, prior in priors.items()], -2)
+    drawn = [pyro.sample(name, prior) for name, prior in priors.items()]
+    return torch.stack(torch.broadcast_tensors(*drawn), -2)  # one that is given may have fewer leading axes
 
 
 def mean_mix(priors: Mapping[str, SourcePrior], noise: float = 0.01) -> Model:
@@ -182,14 +183,8 @@ class _AtLevel(Messenger):
         self.sigma = sigma
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if isinstance(fn := msg["fn"], SourcePrior) and not msg["is_observed"]:
+        if isinstance(fn := msg["fn"], SourcePrior) and role_of(msg) == "latent":
             msg["fn"] = fn.at(torch.maximum(torch.as_tensor(self.sigma).to(fn.sigma), fn.sigma))
-
-
-def plate_nesting(trace: poutine.Trace) -> int:
-    """Axes that a run's plates take up; an outer plate's ``dim`` is one to the left, ``-1 - plate_nesting(trace)``."""
-    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def _check_noise(noise: float) -> None:

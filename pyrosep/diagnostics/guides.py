@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from pyrosep.diagnostics.arviz_versions import pareto_shape
 from pyrosep.errors import ConfigurationError, ShapeError
 from pyrosep.guides import EncoderGuide, log_weights
-from pyrosep.mixing import plate_nesting
+from pyrosep.reading import Reading, plate_nesting
 
 __all__ = ["MixCheck", "fit_temperature", "importance_k_hat", "interval_coverage", "mix_check"]
 
@@ -155,7 +155,7 @@ def mix_check(
     """
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         single = poutine.trace(model).get_trace(mix)
-        observed = [name for name in single.observation_nodes if single.nodes[name]["value"].numel()]
+        observed = list(Reading.of(single).data)
         if len(observed) != 1:
             raise ConfigurationError(f"the check needs a model with one observed site; this one observes {observed}")
         draws = posterior if isinstance(posterior, Mapping) else None

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
-from pyrosep.mixing import plate_nesting
+from pyrosep.reading import plate_nesting, role_of
 
 __all__ = ["check_independence", "iwae", "log_weights", "over_mixes", "simulate"]
 
@@ -163,7 +163,7 @@ def _total(trace: poutine.Trace, shape: tuple[int, ...]) -> Tensor:
     trace.compute_log_prob()
     total = torch.zeros(shape, dtype=torch.float64)
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
+        if site["type"] != "sample" or role_of(site) in ("subsample", "deterministic"):
             continue
         value = site["log_prob"]
         if value.shape[: len(shape)] != shape:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrosep.errors import ConfigurationError
 from pyrosep.guides.heads import site_moments
 from pyrosep.priors import SourcePrior
+from pyrosep.reading import Reading
 
 __all__ = ["GuidedSites"]
 
@@ -43,12 +44,19 @@ class GuidedSites:
         """
         with torch.no_grad(), poutine.block(), poutine.trace() as tracer:
             model(mix)
-        sites = {name: site for name, site in tracer.trace.nodes.items() if site["type"] == "sample"}
-        sites = {name: site for name, site in sites.items() if not _is_no_variable(site)}
-        observed = [name for name, site in sites.items() if site["is_observed"]]
-        latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+        sites = tracer.trace.nodes
+        reading = Reading.of(tracer.trace)
+        observed = list(reading.data)
+        latent = {name: sites[name] for name in reading.latent}
         if priors is None:
-            priors = {name: site["fn"] for name, site in latent.items() if isinstance(site["fn"], SourcePrior)}
+            priors = reading.priors
+            for name in priors:
+                shape = latent[name]["fn"].batch_shape + latent[name]["fn"].event_shape[:-1]
+                if shape.numel() != 1:
+                    raise ConfigurationError(
+                        f"a guide has an encoder for each source, and site {name!r} stands for sources of shape "
+                        f"{tuple(shape)}; give each a site of its own"
+                    )
         if len(observed) != 1 or not priors:
             raise ConfigurationError(
                 f"a guide needs a model with source priors as sites and one observed site, the mix; this one has the "
@@ -58,8 +66,3 @@ class GuidedSites:
         heads = {name: (site["fn"].event_shape, site["fn"].support) for name, site in latent.items() if name in starts}
         stereo = sites[observed[0]]["fn"].event_dim > 1
         return cls(priors, heads, starts, mix.shape[-2] if stereo else None)
-
-
-def _is_no_variable(site: Mapping[str, Any]) -> bool:
-    """Whether the site is a plate's subsample or a :func:`pyro.deterministic`, which Pyro takes for observed."""
-    return poutine.util.site_is_subsample(site) or bool(site["infer"].get("_deterministic"))

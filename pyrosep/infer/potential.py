@@ -10,52 +10,24 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
-from pyrosep.mixing import plate_nesting
+from pyrosep.infer.batching import ADVICE, ChainAxis, StandIns, check_observations
 from pyrosep.priors import SourcePrior
-from pyrosep.priors.base import rms
+from pyrosep.reading import Reading, kept_of, role_of
 
-__all__ = ["Potential", "Values", "source_prior"]
+__all__ = ["Potential", "Values"]
 
 Values = dict[str, Tensor]
-
-_ADVICE = (
-    "Write the model for tensors with leading batch axes: count axes from the end (mean(-2), not mean(0)), declare "
-    "an observation's axes with .to_event(n), and write gain[..., None] where a scalar site meets (..., time)"
-)
-
-
-def source_prior(fn: Any) -> SourcePrior | None:
-    """The source prior inside a site's distribution, under any ``Independent`` or mask; ``None`` if there is none."""
-    while fn is not None and not isinstance(fn, SourcePrior):
-        fn = getattr(fn, "base_dist", None)
-    return fn
 
 
 @dataclass(frozen=True)
 class _Latent:
     to_unconstrained: Transform
     identity: bool
-
-
-class _StandIns(Messenger):
-    """Outside of all plates: sources that take long to draw are noise where nobody asks for a draw."""
-
-    used = False
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        prior = source_prior(msg["fn"])
-        if prior is None or prior.quick_draws or msg["value"] is not None or msg["done"]:
-            return
-        self.used = True
-        shape = msg["fn"].batch_shape + msg["fn"].event_shape
-        msg["value"] = rms(prior) * torch.randn(shape, dtype=prior.sigma.dtype, device=prior.sigma.device)
 
 
 class Potential:
@@ -95,43 +67,48 @@ class Potential:
         self.batch_ndim = 0 if num_chains is None else 1
         #: Evaluations of the model with a gradient so far.
         self.num_gradients = 0
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
-        with torch.no_grad(), _StandIns() as stand_ins:
+        with torch.no_grad(), StandIns() as stand_ins:
             single = poutine.trace(model).get_trace(*args, **self.kwargs)
-            self._chain_dim = -1 - plate_nesting(single)
-            prototype = single
-            if num_chains is not None:
-                try:
-                    prototype = self.run()
-                    self._log_joint(prototype)
-                except (RuntimeError, ValueError, IndexError) as error:
-                    raise ShapeError(
-                        f"the model runs for one chain, but not for {num_chains} in a batch: {error}. {_ADVICE}"
-                    ) from error
-
-        self._latents: dict[str, _Latent] = {}
+            check_observations(single)
+            #: What the model is made of.
+            self.reading = Reading.of(single)
+            self._axis = ChainAxis(num_chains, self.reading)
+            prototype = single if num_chains is None else self._first_run()
+        for name, site in self.reading.subsamples.items():
+            _refuse_subsampling(name, site.fn)
+        self._latents = {name: _latent(name, prototype.nodes[name]["fn"]) for name in self.reading.latent}
         #: The sites that are sources, in the model's order, with their priors.
-        self.priors: dict[str, SourcePrior] = {}
+        self.priors: dict[str, SourcePrior] = self.reading.priors
         #: The observed sites' values.
-        self.observed: Values = {}
-        for name, site in single.nodes.items():
-            if site["type"] != "sample":
-                continue
-            if isinstance(site["fn"], _Subsample):
-                _refuse_subsampling(name, site["fn"])
-            elif not site["is_observed"]:
-                self._latents[name] = _latent(name, prototype.nodes[name]["fn"])
-                if prior := source_prior(site["fn"]):
-                    self.priors[name] = prior
-            elif site["value"].numel():
-                self.observed[name] = site["value"].detach()
+        self.observed: Values = {name: site.value.detach() for name, site in self.reading.data.items()}
         if not self._latents:
             raise ConfigurationError("the model has no latent site to sample; is every site observed?")
         #: Values of the latent sites' shapes, in the constrained space, for every chain: a draw of each from its prior,
         #: but for sources that take long to draw, which are noise as loud as they are.
         self.placeholder: Values = {name: prototype.nodes[name]["value"].detach() for name in self._latents}
         self._prior_draw = None if stand_ins.used else self.placeholder
+
+    def _first_run(self) -> poutine.Trace:
+        """A run for all chains, which finds where their axis is."""
+        try:
+            prototype = self.run()
+            self._log_joint(prototype)
+            return prototype
+        except (RuntimeError, ValueError, IndexError) as error:
+            if self._axis.nesting:
+                # The model may forget a plate's axis outside of it.
+                outside, self._axis = self._axis, ChainAxis(self.num_chains, self.reading, beside=True)
+                with contextlib.suppress(RuntimeError, ValueError, IndexError):
+                    prototype = self.run()
+                    self._log_joint(prototype)
+                    return prototype
+                self._axis = outside
+            raise ShapeError(
+                f"the model runs for one chain, but not for {self.num_chains} in a batch: {error}"
+                f"{'' if ADVICE in str(error) else f'. {self._axis.advice}'}"
+            ) from error
 
     @property
     def prior_draw(self) -> Values:
@@ -155,10 +132,8 @@ class Potential:
     # --- running the model ------------------------------------------------------------------------------------
 
     def chains(self) -> contextlib.AbstractContextManager[Any]:
-        """The outer plate over the chains, if there are any."""
-        if self.num_chains is None:
-            return contextlib.nullcontext()
-        return pyro.plate("_pyrosep_chains", self.num_chains, dim=self._chain_dim)
+        """In which a model or guide runs once for all chains, if there are any."""
+        return self._axis.context()
 
     def run(self, values: Values | None = None) -> poutine.Trace:
         """One run of the model at given constrained values, else with latents drawn from the prior."""
@@ -168,27 +143,24 @@ class Potential:
         return tracer.trace
 
     def _log_probs(self, trace: poutine.Trace, without: Collection[str] = ()) -> dict[str, Tensor]:
+        counted = [
+            name
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample" and name not in without and role_of(node) not in ("subsample", "deterministic")
+        ]
         with pyro.validation_enabled(False):  # a proposal out of bounds is the kernel's to reject
-            trace.compute_log_prob(lambda name, site: name not in without)
-        return {
-            name: self._per_chain(name, site["log_prob"])
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and name not in without and not isinstance(site["fn"], _Subsample)
-        }
+            trace.compute_log_prob(lambda name, site: name in counted)
+        return {name: self._axis.per_chain(name, trace.nodes[name]["log_prob"]) for name in counted}
 
     def _log_joint(self, trace: poutine.Trace, without: Collection[str] = ()) -> Tensor:
         # Energies of large frames are large: in single precision their sum would lose tenths of a nat.
-        return torch.stack([value.double() for value in self._log_probs(trace, without).values()]).sum(0)
+        parts = [value.double() for value in self._log_probs(trace, without).values()]
+        return torch.stack(parts).sum(0) if parts else self._nothing()
 
-    def _per_chain(self, name: str, log_prob: Tensor) -> Tensor:
-        if self.num_chains is None:
-            return log_prob.sum()
-        if log_prob.ndim != -self._chain_dim or log_prob.shape[0] != self.num_chains:
-            raise ShapeError(
-                f"site {name!r} has a log-probability of shape {tuple(log_prob.shape)}; expected {self.num_chains} "
-                f"chains on the first of {-self._chain_dim} axes. {_ADVICE}"
-            )
-        return log_prob.reshape(self.num_chains, -1).sum(-1)
+    def _nothing(self) -> Tensor:
+        """The log-density of no site: zero, ``(chains,)`` or a scalar."""
+        device = next(iter(self.placeholder.values())).device
+        return torch.zeros(() if self.num_chains is None else (self.num_chains,), dtype=torch.float64, device=device)
 
     def __call__(self, z: Values, without: Collection[str] = ()) -> Tensor:
         """``U`` in nats, but for the sites ``without``: ``(chains,)``, or a scalar without chains."""
@@ -198,8 +170,9 @@ class Potential:
         # What the observations were expected to be, without the graph that it came by.
         self._seen = []
         for name in self.observed:
+            node = trace.nodes[name]
             with contextlib.suppress(AttributeError, NotImplementedError):  # which have no mean
-                self._seen.append((trace.nodes[name]["fn"].mean.detach(), trace.nodes[name]["value"].detach()))
+                self._seen.append((node["fn"].mean.detach(), node["value"].detach(), kept_of(node)))
         return energy
 
     def value_and_grad(self, z: Values) -> tuple[Tensor, Values]:
@@ -245,10 +218,15 @@ class Potential:
         """
         error: Tensor | float = 0.0
         power: Tensor | float = 0.0
-        for mean, value in self._seen:
+        for mean, value, kept in self._seen:
             shape = mean.shape[: self.batch_ndim]
-            error = error + (value - mean).square().reshape(*shape, -1).mean(-1)
-            power = power + value.expand(mean.shape).square().reshape(*shape, -1).mean(-1)
+            left, heard = (value - mean).square(), value.expand(mean.shape).square()
+            if kept is not None:  # what is masked is not observed
+                share = kept.expand(mean.shape).to(mean)
+                share = share / share.reshape(*shape, -1).mean(-1).reshape(*shape, *[1] * (mean.ndim - len(shape)))
+                left, heard = share * left.where(kept, 0.0), share * heard.where(kept, 0.0)
+            error = error + left.reshape(*shape, -1).mean(-1)
+            power = power + heard.reshape(*shape, -1).mean(-1)
         return (error / power).sqrt() if isinstance(error, Tensor) and isinstance(power, Tensor) else None
 
     def log_prob_by_site(self, z: Values) -> dict[str, Tensor]:
@@ -285,11 +263,11 @@ class Potential:
             names = ", ".join(repr(name) for name in z if name in leaks)
             raise LeakError(
                 f"the chains of this model are not independent: the energy of one changes with another's value of "
-                f"{names}. Some operation reduces over the leading axis, which holds the chains. {_ADVICE}"
+                f"{names}. Some operation reduces over the leading axis, which holds the chains. {self._axis.advice}"
             )
 
 
-def _refuse_subsampling(name: str, fn: _Subsample) -> None:
+def _refuse_subsampling(name: str, fn: Any) -> None:
     if fn.subsample_size is not None and fn.subsample_size < fn.size:
         raise ConfigurationError(
             f"plate {name!r} takes a subsample of {fn.subsample_size} of {fn.size}; chains need the whole plate: "

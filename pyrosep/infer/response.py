@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.potential import Potential, Values
+from pyrosep.reading import is_data
 
 __all__ = [
     "LinearMix",
@@ -70,7 +71,7 @@ def measure_responses(run: Callable[[Values], poutine.Trace], values: Values, na
         sources = [leaves[name] for name in names]
         responses: Responses = {}
         for name, site in trace.nodes.items():
-            if site["type"] != "sample" or not site["is_observed"] or name in leaves or not site["value"].numel():
+            if name in leaves or not is_data(site):
                 continue
             mean = _mean(name, site["fn"])
             if not mean.requires_grad:

@@ -8,6 +8,7 @@ from pyro.infer.mcmc.util import initialize_model
 
 from pyrosep import GaussianPrior, Potential
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
+from pyrosep.infer import initial_values
 from pyrosep.mixing import linear_mix, mean_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -263,3 +264,99 @@ def test_no_latent_site(priors):
 def test_number_of_chains(priors, chains):
     with pytest.raises(ConfigurationError, match="at least one chain"):
         Potential(linear_mix(priors), (torch.zeros(TIME),), num_chains=chains)
+
+
+# --- every kind of site ------------------------------------------------------------------------------------------
+
+
+def with_deterministic(priors):
+    def model(mix=None):
+        a, b = (pyro.sample(name, prior) for name, prior in priors.items())
+        pyro.deterministic("sum", a + b)
+        pyro.deterministic("level", a.square().mean(-1))
+        return pyro.sample("mix", dist.Normal(a + b, 0.3).to_event(1), obs=mix)
+
+    return model
+
+
+@pytest.mark.parametrize("chains", [None, 3])
+def test_deterministic_values_are_no_data(priors, chains):
+    """They have no part in the energy, in the residual, and in where chains start."""
+    mix = torch.randn(TIME)
+    found, plain = (
+        Potential(make(priors), (mix,), num_chains=chains)
+        for make in (with_deterministic, lambda priors: linear_mix(priors, noise=0.3))
+    )
+    assert list(found.observed) == ["mix"]
+    z = {name: torch.randn_like(value) for name, value in start(found).items()}
+    torch.testing.assert_close(found(z), plain(z), **ROUNDING)
+    torch.testing.assert_close(found.residual(), plain.residual(), **ROUNDING)
+    for name, value in initial_values(plain, "mix").items():
+        torch.testing.assert_close(initial_values(found, "mix")[name], value, **ROUNDING)
+    found.value_and_grad(z)
+    assert not found.residual().requires_grad
+
+
+def test_residual_is_of_what_is_heard(priors):
+    kept = torch.arange(TIME) < 3
+
+    def model(mix):
+        a, b = (pyro.sample(name, prior) for name, prior in priors.items())
+        pyro.sample("mix", dist.Normal(a + b, 0.3).mask(kept).to_event(1), obs=mix)
+
+    mix = torch.where(kept, torch.randn(TIME), 1e6)
+    potential = Potential(model, (mix,), num_chains=2)
+    z = {name: torch.randn_like(value) for name, value in start(potential).items()}
+    potential(z)
+    left = (mix - z["a"] - z["b"])[:, :3].square().sum(-1)
+    torch.testing.assert_close(potential.residual(), (left / mix[:3].square().sum()).sqrt(), **ROUNDING)
+
+
+# --- plates of sources -------------------------------------------------------------------------------------------
+
+
+def plate_of_sources(keepdim):
+    prior = GaussianPrior(torch.tensor([2.0, 1.0, 0.5]), TIME, sigma_min=0.1)
+
+    def model(mix):
+        with pyro.plate("k", 2):
+            sources = pyro.sample("s", prior)
+            gains = pyro.sample("gain", dist.LogNormal(0.0, 1.0))
+        total = (gains[..., None] * sources).sum(-2, keepdim=keepdim)
+        pyro.sample("mix", dist.Normal(total, 0.3).to_event(1), obs=mix)
+
+    return model
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_a_plate_of_sources(keepdim):
+    """The chains find their axis whether or not the model keeps that of the plate outside of it."""
+    model, mix = plate_of_sources(keepdim), torch.randn(TIME)
+    batch, single = Potential(model, (mix,), num_chains=3), Potential(model, (mix,))
+    z = start(batch)
+    batch.check_independence(z)
+    assert z["s"].shape == (3, 2, TIME)
+    energy, gradient = batch.value_and_grad(z)
+    for chain in range(3):
+        one, slope = single.value_and_grad({name: value[chain] for name, value in z.items()})
+        torch.testing.assert_close(energy[chain], one, **ROUNDING)
+        torch.testing.assert_close(gradient["s"][chain], slope["s"], **ROUNDING)
+
+
+def test_a_plate_whose_axis_is_lost_is_named(priors):
+    """What stands outside of the plate and meets what is in it can't tell the plate from the chains."""
+
+    def model(mix):
+        level = pyro.sample("level", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("k", 2):
+            sources = level[..., None] * pyro.sample("s", priors["a"])
+        pyro.sample("mix", dist.Normal(sources.sum(-2), 0.3).to_event(1), obs=mix)
+
+    with pytest.raises(ShapeError, match=r"one chain, but not for 3.*sources\.sum\(-2, keepdim=True\)"):
+        Potential(model, (torch.randn(TIME),), num_chains=3)
+
+
+@pytest.mark.parametrize("chains", [None, 4])
+def test_a_mix_of_another_length_is_named_with_both(priors, chains):
+    with pytest.raises(ShapeError, match=r"'mix' has values of shape \(6,\); the model expects \(8,\)"):
+        Potential(linear_mix(priors), (torch.randn(6),), num_chains=chains)

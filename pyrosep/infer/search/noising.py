@@ -18,6 +18,7 @@ from pyrosep.infer.potential import Values
 from pyrosep.infer.response import Responses, base_distribution, has_location, measure_responses
 from pyrosep.infer.search.widened import LocalNormal, StationaryNormal
 from pyrosep.priors import SourcePrior
+from pyrosep.reading import Reading, is_data, role_of
 from pyrosep.signal.spectra import ShortTimeSpectrum
 
 __all__ = ["COUPLINGS", "Noised", "common_transform", "noised", "required_transform"]
@@ -120,7 +121,7 @@ class Noised:
     def _measured(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Responses:
         with poutine.block(), torch.no_grad():
             drawn = poutine.trace(self.model).get_trace(*args, **kwargs)
-        latent = {name: drawn.nodes[name]["value"] for name in drawn.stochastic_nodes}
+        latent = {name: site.value for name, site in Reading.of(drawn).latent.items()}
         names = [name for name in latent if isinstance(drawn.nodes[name]["fn"], SourcePrior)]
         if not names:
             raise ConfigurationError("noised needs a model with source priors as sites; this one has none")
@@ -158,10 +159,10 @@ class _NoisedMessenger(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name, fn = msg["name"], msg["fn"]
-        if msg["is_observed"]:
+        if is_data(msg):
             if self.settings.responses and name in self.settings.responses:
                 msg["fn"] = self._widened(name, fn, self.settings.responses[name])
-        elif isinstance(fn, SourcePrior):
+        elif role_of(msg) == "latent" and isinstance(fn, SourcePrior):
             sigma, added = self.settings.level(name, fn)
             lifted = _Lifted(fn, fn.at(sigma), added, self.settings)
             self.lifted[name] = lifted
