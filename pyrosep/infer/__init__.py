@@ -5,11 +5,12 @@ from pyrosep.infer.gains import fit_gains
 from pyrosep.infer.gibbs import AnnealedSGLD, GibbsMALA
 from pyrosep.infer.initial import initial_values
 from pyrosep.infer.kernel import LangevinKernel, LangevinState
+from pyrosep.infer.linear import linear_mix_of
 from pyrosep.infer.mala import MALA
 from pyrosep.infer.mcmc import ChainWarning, LangevinMCMC
 from pyrosep.infer.potential import Potential
 from pyrosep.infer.preconditioner import IdentityPreconditioner, Preconditioner, SpectralPreconditioner
-from pyrosep.infer.response import LinearMix, linear_mix_of, measure_responses
+from pyrosep.infer.response import LinearMix, measure_responses
 from pyrosep.infer.schedules import cyclical, polynomial_decay
 from pyrosep.infer.search.annealed import AnnealedSearch, Found
 from pyrosep.infer.search.descent import DescentMoves

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from pyrosep.infer.kernel import LangevinState
+from pyrosep.infer.linear import linear_mix_of
 from pyrosep.infer.mala import MALA
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner
-from pyrosep.infer.response import linear_mix_of
 from pyrosep.infer.search.annealed import AnnealedSearch
 from pyrosep.infer.search.chains import check_count
 from pyrosep.infer.search.redraws import Redraws
@@ -52,7 +52,7 @@ class GibbsMALA(MALA):
 
     def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
         super().start(potential, warmup_steps, z)
-        priors = list(potential.priors.values())
+        priors = potential.rows.priors
         self._redraws = None
         if self.sweep_every and priors and set(z) == set(potential.priors) and all(own.exact_draws for own in priors):
             with seeded(0):  # of a measurement, and no draw
@@ -67,11 +67,13 @@ class GibbsMALA(MALA):
 
     def _swept(self, redraws: Redraws, z: Values) -> Values:
         """Every source drawn anew given the others, at the model's own noise."""
-        count = len(redraws.mix.observed)
-        sources = torch.stack([z[name].reshape(count, -1) for name in self.potential.priors], 1)
+        count, rows = len(redraws.mix.observed), self.potential.rows
+        stacked = rows.stacked(z)
         with torch.no_grad():
-            swept = redraws.sweep(sources, torch.arange(count, device=sources.device), 0.0)
-        return {name: swept[:, number].reshape(z[name].shape) for number, name in enumerate(self.potential.priors)}
+            swept = redraws.sweep(
+                stacked.reshape(count, len(rows), -1), torch.arange(count, device=stacked.device), 0.0
+            )
+        return rows.split(swept.reshape(stacked.shape), z)
 
 
 class AnnealedSGLD(GibbsMALA):

@@ -109,7 +109,7 @@ def _from_mix(potential: Potential) -> Values:
         raise ConfigurationError("init='mix' needs sites with a source prior; the model has none")
     like = next(iter(potential.placeholder[name] for name in potential.priors))
     for name, mix in potential.observed.items():
-        if mix.ndim and mix.shape[-1] == like.shape[-1]:
+        if potential.reading.sites[name].prior is None and mix.ndim and mix.shape[-1] == like.shape[-1]:
             return _equal_sources(potential, name, mix)
     raise ConfigurationError(f"init='mix' needs an observed site of {like.shape[-1]} samples; the model has none")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ from torch.distributions.transforms import Transform
 
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
 from pyrosep.infer.batching import ADVICE, ChainAxis, StandIns, check_observations
+from pyrosep.infer.stacking import SourceRows
 from pyrosep.priors import SourcePrior
-from pyrosep.reading import Reading, kept_of, role_of
+from pyrosep.reading import Reading, kept_of, role_of, source_prior
 
 __all__ = ["Potential", "Values"]
 
@@ -89,6 +91,8 @@ class Potential:
         #: but for sources that take long to draw, which are noise as loud as they are.
         self.placeholder: Values = {name: prototype.nodes[name]["value"].detach() for name in self._latents}
         self._prior_draw = None if stand_ins.used else self.placeholder
+        #: The sources one below the other.
+        self.rows = SourceRows(self)
 
     def _first_run(self) -> poutine.Trace:
         """A run for all chains, which finds where their axis is."""
@@ -142,7 +146,8 @@ class Potential:
             model(*self.args, **self.kwargs)
         return tracer.trace
 
-    def _log_probs(self, trace: poutine.Trace, without: Collection[str] = ()) -> dict[str, Tensor]:
+    def log_probs(self, trace: poutine.Trace, without: Collection[str] = ()) -> dict[str, Tensor]:
+        """The log-density of every site of a run but those ``without``, in nats: each ``(chains,)``, or a scalar."""
         counted = [
             name
             for name, node in trace.nodes.items()
@@ -154,7 +159,7 @@ class Potential:
 
     def _log_joint(self, trace: poutine.Trace, without: Collection[str] = ()) -> Tensor:
         # Energies of large frames are large: in single precision their sum would lose tenths of a nat.
-        parts = [value.double() for value in self._log_probs(trace, without).values()]
+        parts = [value.double() for value in self.log_probs(trace, without).values()]
         return torch.stack(parts).sum(0) if parts else self._nothing()
 
     def _nothing(self) -> Tensor:
@@ -171,6 +176,8 @@ class Potential:
         self._seen = []
         for name in self.observed:
             node = trace.nodes[name]
+            if source_prior(node["fn"]) is not None:
+                continue  # a source that is given
             with contextlib.suppress(AttributeError, NotImplementedError):  # which have no mean
                 self._seen.append((node["fn"].mean.detach(), node["value"].detach(), kept_of(node)))
         return energy
@@ -233,7 +240,25 @@ class Potential:
         """The log-probability of every site by itself, each ``(chains,)`` or a scalar."""
         with torch.no_grad():
             trace = self.run(self._constrain(z)[0])
-            return self._log_probs(trace)
+            return self.log_probs(trace)
+
+    @functools.cached_property
+    def source_terms(self) -> list[str]:
+        """The sites whose log-density changes with the sources, besides the sources themselves."""
+        with torch.enable_grad():
+            leaves = {name: self.placeholder[name].clone().requires_grad_() for name in self.priors}
+            terms = self.log_probs(self.run(self.placeholder | leaves), without=list(leaves))
+            return [
+                name
+                for name, value in terms.items()
+                if value.requires_grad
+                and any(
+                    gradient is not None
+                    for gradient in torch.autograd.grad(
+                        value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True
+                    )
+                )
+            ]
 
     def check_independence(self, z: Values) -> None:
         r"""Make sure that :math:`\partial U_i / \partial z_j = 0` for chains :math:`i \ne j`.

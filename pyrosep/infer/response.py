@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.potential import Potential, Values
+from pyrosep.infer.potential import Values
+from pyrosep.infer.stacking import SourceRows
 from pyrosep.reading import is_data
 
 __all__ = [
@@ -21,16 +22,12 @@ __all__ = [
     "Responses",
     "base_distribution",
     "has_location",
-    "linear_mix_of",
     "measure_responses",
     "random_phase",
 ]
 
 #: By observed site, then by source: the response of the site's mean.
 Responses = dict[str, dict[str, Tensor]]
-
-#: Deviation of a mean from linearity that counts as rounding, relative to its size.
-_ROUNDING = 1e-3
 
 
 def base_distribution(fn: Any) -> Any:
@@ -46,7 +43,9 @@ def random_phase(time: int, like: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum / spectrum.abs(), n=time)
 
 
-def measure_responses(run: Callable[[Values], poutine.Trace], values: Values, names: list[str]) -> Responses:
+def measure_responses(
+    run: Callable[[Values], poutine.Trace], values: Values, names: list[str], rows: SourceRows | None = None
+) -> Responses:
     r"""Response of every observed site's mean to a small change of each source, by frequency.
 
     With :math:`J_k` the Jacobian of the mean in source k and v a signal of unit modulus and random phase, it is
@@ -57,6 +56,7 @@ def measure_responses(run: Callable[[Values], poutine.Trace], values: Values, na
         run: from values of the latent sites to a trace.
         values: where the response is measured.
         names: of the sources.
+        rows: which sources the sites stand for, where that is not one each; the response is by label then.
 
     Returns:
         complex, ``(..., bins)`` with the batch and channel axes of the observation; sites that don't depend on the
@@ -73,13 +73,16 @@ def measure_responses(run: Callable[[Values], poutine.Trace], values: Values, na
         for name, site in trace.nodes.items():
             if name in leaves or not is_data(site):
                 continue
-            mean = _mean(name, site["fn"])
-            if not mean.requires_grad:
+            mean = _mean(name, site)
+            if mean is None or not mean.requires_grad:
                 continue
             direction = torch.zeros_like(mean, requires_grad=True)
             backward = torch.autograd.grad(mean, sources, direction, create_graph=True, allow_unused=True)
             found: dict[str, Tensor] = {}
-            for source, leaf, gradient in zip(names, sources, backward, strict=True):
+            by_site = dict(zip(names, backward, strict=True))
+            for number, source in enumerate(names if rows is None else rows.labels):
+                site_name = source if rows is None else rows.sites[number]
+                leaf, gradient = leaves[site_name], by_site[site_name]
                 if gradient is None:
                     continue
                 time = leaf.shape[-1]
@@ -89,7 +92,8 @@ def measure_responses(run: Callable[[Values], poutine.Trace], values: Values, na
                         "levels need an observation of as many samples, on the last axis"
                     )
                 probe = random_phase(time, leaf)
-                (image,) = torch.autograd.grad(gradient, direction, probe.expand_as(leaf), retain_graph=True)
+                vector = probe.expand_as(leaf) if rows is None else rows.one(number, probe, leaves)[site_name]
+                (image,) = torch.autograd.grad(gradient, direction, vector, retain_graph=True)
                 found[source] = torch.fft.rfft(image) / torch.fft.rfft(probe)
             if found:
                 responses[name] = found
@@ -103,12 +107,16 @@ def has_location(fn: Any) -> bool:
     return on_the_line and isinstance(getattr(base, "loc", None), Tensor) and isinstance(base.scale, Tensor)
 
 
-def _mean(name: str, fn: Any) -> Tensor:
+def _mean(name: str, site: dict[str, Any]) -> Tensor | None:
+    """The mean of an observed site; ``None`` for one without a mean that does not depend on the sources."""
+    fn = site["fn"]
     if has_location(fn):
         return base_distribution(fn).loc  # Cauchy's mean is none, its location moves all the same
     try:
         return fn.mean
     except (AttributeError, NotImplementedError):
+        if not fn.log_prob(site["value"]).requires_grad:
+            return None
         raise ConfigurationError(
             f"observed site {name!r} is a {type(base_distribution(fn)).__name__}, which has no mean; noise levels need "
             "an observation with a location and a scale (Normal, StudentT, Laplace)"
@@ -123,11 +131,13 @@ class LinearMix:
         observed: :math:`m - b`, ``(chains, channel, time)``.
         gains: ``(chains, source, channel)``.
         noise: standard deviation of :math:`\epsilon`, ``(chains, 1)``.
+        kept: which samples are observed, ``(chains, channel, time)``; ``None`` where all are.
     """
 
     observed: Tensor
     gains: Tensor
     noise: Tensor
+    kept: Tensor | None = None
 
     @property
     def power(self) -> Tensor:
@@ -136,71 +146,33 @@ class LinearMix:
 
     def remainder(self, sources: Tensor) -> Tensor:
         """What sources ``(chains, source, time)`` leave of the observation: ``(chains, channel, time)``."""
-        return self.observed - self.gains.mT @ sources
+        left = self.observed - self.gains.mT @ sources
+        return left if self.kept is None else left.where(self.kept, 0.0)
 
-    def residual(self, sources: Tensor, index: Tensor, chains: Tensor) -> Tensor:
-        """What the others leave for one source, in its own scale: ``(n, time)`` of source ``index`` in ``chains``.
+    def residual(self, sources: Tensor, index: Tensor, chains: Tensor, noise: Tensor | None = None) -> Tensor:
+        r"""What the others leave for one source, in its own scale: ``(n, time)`` of source ``index`` in ``chains``.
 
-        It is that source in white noise of deviation :math:`\\mathrm{noise} / \\|a_k\\|`.
+        It is that source in white noise of deviation :math:`\mathrm{noise} / \|a_k\|`. Samples that are not observed
+        are drawn anew, given the sources (data augmentation, Tanner & Wong, 1987): what is left of them is noise.
+
+        Arguments:
+            sources: of those chains, ``(n, source, time)``.
+            index, chains: ``(n,)``.
+            noise: its deviation, ``(n,)``; by default the mix's own.
         """
         own = self.gains[chains, index]
         left = self.observed[chains] - self.gains[chains].mT @ sources
+        if self.kept is not None:
+            wide = self.noise[chains, 0] if noise is None else noise
+            left = left.where(self.kept[chains], wide[:, None, None] * torch.randn_like(left))
         scale = own.square().sum(-1, keepdim=True)
         rows = torch.arange(len(index), device=index.device)
         return sources[rows, index] + (own.unsqueeze(-1) * left).sum(-2) / scale
 
+    def energy(self, sources: Tensor) -> Tensor:
+        """Of the observation given sources ``(chains, source, time)``, nats and double precision, but for a constant.
 
-def linear_mix_of(potential: Potential, values: Values, *, about: bool = False) -> LinearMix | str:
-    """The model as a linear mix of its sources, given its other sites' values; or, in words, why it is none.
-
-    The model is not asked, but measured: two random points tell whether it is linear, and a probe for each source
-    whether gains are the same at all frequencies. With ``about``, a model that is neither is taken for the linear mix
-    that it is nearest to about ``values``: its mean gains, and an offset with which it agrees there.
-    """
-    names = list(potential.priors)
-    if len({tuple(values[name].shape) for name in names}) > 1:
-        return "its sources differ in shape"
-    chains = potential.num_chains or 1
-    shape = values[names[0]].shape
-    if shape[potential.batch_ndim : -1].numel() != 1:
-        return "its sources stand in a plate"
-    responses = measure_responses(potential.run, values, names)
-    if len(responses) != 1:
-        return f"{len(responses)} observed sites depend on its sources, not one"
-    (site, by_source), time = next(iter(responses.items())), shape[-1]
-
-    def node(at: Values) -> tuple[Any, Tensor]:
-        with torch.no_grad():
-            found = potential.run(at).nodes[site]
-        return found["fn"], found["value"]
-
-    fn, observed = node(values)
-    base = base_distribution(fn)
-    if not isinstance(base, dist.Normal):
-        return f"its observation {site!r} is a {type(base).__name__}, not a Normal"
-    scale = base.scale.expand(base.batch_shape).reshape(chains, -1)
-    if not torch.allclose(scale, scale[:, :1]):
-        return f"the noise of {site!r} is not the same at all times"
-    channels = fn.mean.reshape(chains, -1, time).shape[1]
-    gains = []
-    for name in names:
-        response = by_source.get(name)
-        if response is None:
-            return f"{site!r} does not depend on {name!r}"
-        response = response.reshape(chains, channels, -1)
-        gain = response.real.mean(-1)
-        if not about and (response - gain.unsqueeze(-1)).abs().max() > _ROUNDING * response.abs().max():
-            return f"{name!r} reaches {site!r} through a filter, or in a way that changes over time"
-        gains.append(gain)
-    weights = torch.stack(gains, 1)
-
-    def offset(at: Values) -> Tensor:
-        sources = torch.stack([at[name].reshape(chains, time) for name in names], 1)
-        return node(at)[0].mean.reshape(chains, channels, time) - weights.mT @ sources
-
-    here = offset(values)
-    elsewhere = {name: torch.randn_like(value) if name in names else value for name, value in values.items()}
-    if not about and (here - offset(elsewhere)).abs().max() > _ROUNDING * weights.abs().max() * len(names):
-        return f"{site!r} is not linear in its sources"
-    target = observed.expand(fn.mean.shape).reshape(chains, channels, time)
-    return LinearMix((target - here).detach(), weights.detach(), scale[:, :1].detach())
+        ``(chains,)``.
+        """
+        left = self.remainder(sources) / self.noise.unsqueeze(-1)
+        return 0.5 * left.double().square().flatten(1).sum(-1)

@@ -136,6 +136,13 @@ class SourcePrior(TorchDistribution):
         new._batch_shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
         return new
 
+    def element(self, number: int) -> Self:
+        """The prior of one element of the batch, counted along all of its axes: by itself, without them."""
+        new = copy.copy(self)
+        new.sigma = self.sigma.expand(self.batch_shape).reshape(-1)[number] if self.sigma.ndim else self.sigma
+        new._batch_shape = new.sigma.shape
+        return new
+
     @property
     def time(self) -> int:
         """Samples in a frame."""

@@ -75,6 +75,17 @@ class GaussianPrior(SourcePrior):
     def spectrum(self) -> Tensor:
         return self._spectrum
 
+    @property
+    def mean(self) -> Tensor:
+        """Zero, ``batch_shape + (time,)``."""
+        return self._spectrum.new_zeros(self.batch_shape + self.event_shape)
+
+    @property
+    def stddev(self) -> Tensor:
+        """Of one sample of ``x``, the same at all times: ``batch_shape + (time,)``."""
+        power = full_sum(self.variance(self._spectrum), self.time).div(self.time)
+        return power.sqrt().unsqueeze(-1).expand(self.batch_shape + self.event_shape)
+
     def variance(self, like: Tensor) -> Tensor:
         r"""Power of ``x`` per bin, :math:`P_f + \sigma^2`, ``batch_shape + (time // 2 + 1,)``."""
         return self._spectrum.to(like) + self._level(like).square()

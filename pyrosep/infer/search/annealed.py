@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.initial import Initial, Start, error_level, initial_values
+from pyrosep.infer.linear import linear_mix_of
 from pyrosep.infer.potential import Potential, Values
-from pyrosep.infer.response import linear_mix_of
 from pyrosep.infer.search.chains import Moves, SearchedChains, check_count
 from pyrosep.infer.search.descent import DescentMoves
 from pyrosep.infer.search.ladder import check_ladder
@@ -173,7 +173,7 @@ class AnnealedSearch(Start):
         ladder = moves.ladder(potential.priors, given) if given is None or isinstance(given, int) else tuple(given)
         with torch.no_grad():
             chains = moves.on(potential, z, ladder)
-            redraws = self.redraws if chains.blocks and (len(potential.priors) > 1 or not chains.exchanges) else 0
+            redraws = self.redraws if chains.blocks and (len(potential.rows) > 1 or not chains.exchanges) else 0
             total = len(ladder) + redraws
             lost = _first_descent(chains, level)
             start = dict(chains.z)
@@ -205,7 +205,7 @@ class AnnealedSearch(Start):
                 chains.attempt(0.0, partial(chains.descend, rows, chains.ladder, None))
             first, last = self.acceptance
             tolerance = first * (last / first) ** (number / max(1, redraws - 1))
-            order = torch.rand(len(rows), len(chains.names), device=rows.device).argsort(-1)
+            order = torch.rand(len(rows), len(chains.rows), device=rows.device).argsort(-1)
             if chains.exchanges and float(torch.rand(())) < self.exchanges:
                 chains.attempt(tolerance, partial(chains.exchange, rows, order[:, :2]))
             else:

@@ -14,6 +14,7 @@ from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import base_distribution, has_location
 from pyrosep.infer.search.ladder import noise_ladder
 from pyrosep.priors import SourcePrior
+from pyrosep.reading import kept_of
 
 __all__ = ["Moves", "SearchedChains", "check_count"]
 
@@ -35,6 +36,8 @@ class SearchedChains(ABC):
         self.z = dict(z)
         self.ladder = tuple(ladder)
         self.names = list(potential.priors)
+        #: The sources, each by itself.
+        self.rows = potential.rows
         self.num_chains = potential.num_chains or 1
         #: Evaluations or draws of one source's prior so far, chain by chain.
         self.calls = torch.zeros(self.num_chains, dtype=torch.int64)
@@ -73,10 +76,10 @@ class SearchedChains(ABC):
 
     def residual(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean square of what is left of the observations, of the observations, and of their noise: ``(chains,)``."""
-        left, power, noise = [], [], []
+        left, power, noise, kept = [], [], [], []
         trace = self.potential.run(self.potential.constrain(self.z))
         for name, value in self.potential.observed.items():
-            fn = trace.nodes[name]["fn"]
+            fn, heard = trace.nodes[name]["fn"], kept_of(trace.nodes[name])
             if not has_location(fn):
                 continue
             base = base_distribution(fn)
@@ -84,11 +87,19 @@ class SearchedChains(ABC):
             left.append(self._per_chain(value - base.loc).square())
             power.append(self._per_chain(value.expand(shape)).square())
             noise.append(self._per_chain(base.scale.expand(shape)).square())
+            heard = torch.ones((), dtype=torch.bool, device=value.device) if heard is None else heard
+            kept.append(self._per_chain(heard.expand(shape)))
         if not left:
             raise ConfigurationError(
                 "a search needs an observation with a mean and a scale (Normal, StudentT, Laplace)"
             )
-        return tuple(torch.cat(part, -1).mean(-1) for part in (left, power, noise))  # type: ignore[return-value]
+        counted = torch.cat(kept, -1)
+        if bool(counted.all()):
+            return tuple(torch.cat(part, -1).mean(-1) for part in (left, power, noise))  # type: ignore[return-value]
+        weight = counted / counted.sum(-1, keepdim=True).clamp(min=1)
+        return tuple(  # type: ignore[return-value]
+            (torch.cat(part, -1) * weight).where(counted, 0.0).sum(-1) for part in (left, power, noise)
+        )
 
     def unsettled(self) -> Tensor:
         """Chains whose residual is more than what noise would leave: their numbers."""
@@ -141,15 +152,14 @@ class SearchedChains(ABC):
 
     def _sources(self, chains: Tensor) -> Tensor:
         """The sources of ``chains``, ``(n, source, time)``."""
-        rows = [self.z[name].reshape(self.num_chains, -1)[chains] for name in self.names]
-        return torch.stack(rows, 1)
+        return self.rows.stacked(self.z).reshape(self.num_chains, len(self.rows), -1)[chains]
 
     def _put(self, chains: Tensor, sources: Tensor) -> None:
         """Give the sources of ``chains`` these values, ``(n, source, time)``."""
-        for number, name in enumerate(self.names):
-            flat = self.z[name].reshape(self.num_chains, -1).clone()
-            flat[chains] = sources[:, number]
-            self.z[name] = flat.reshape(self.z[name].shape)
+        stacked = self.rows.stacked(self.z)
+        flat = stacked.reshape(self.num_chains, len(self.rows), -1).clone()
+        flat[chains] = sources
+        self.z |= self.rows.split(flat.reshape(stacked.shape), self.z)
 
     def _per_chain(self, value: Tensor) -> Tensor:
         if self.potential.batch_ndim:

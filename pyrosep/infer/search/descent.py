@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyrosep.errors import ConfigurationError, DivergenceError
+from pyrosep.infer.linear import linear_mix_of
 from pyrosep.infer.potential import Potential, Values
-from pyrosep.infer.response import LinearMix, linear_mix_of
+from pyrosep.infer.response import LinearMix
 from pyrosep.infer.search.chains import Moves, SearchedChains
 from pyrosep.infer.search.ladder import noise_ladder
 from pyrosep.infer.search.noising import common_transform, required_transform
@@ -195,8 +196,12 @@ class DescendedChains(SearchedChains):
                 f"a descent needs a model whose latent sites are sources; {', '.join(others)} are none. Give "
                 "them values (poutine.condition), or use SweepMoves()"
             )
+        if found.kept is not None:
+            raise ConfigurationError(
+                "a descent needs an observation of every sample, and this one is masked; use SweepMoves()"
+            )
         self.mix = found
-        self.descent = Descent(list(potential.priors.values()), spread=spread)
+        self.descent = Descent(potential.rows.priors, spread=spread)
 
     def descend(self, chains: Tensor, ladder: Sequence[float], blocks: Tensor | None, *, anew: bool = True) -> None:
         assert blocks is None, "all sources go down together"
@@ -206,7 +211,7 @@ class DescendedChains(SearchedChains):
             given = self._sources(chains)
             sources = given + (_DOUBT * (sources - given) if self.descent.told else 0.0)
         sources = self.descent.down(sources, mix, ladder)
-        self.calls[chains.cpu()] += len(ladder) * len(self.names)
+        self.calls[chains.cpu()] += len(ladder) * len(self.rows)
         if not bool(sources.isfinite().flatten(1).all(-1).any()):
             raise DivergenceError("no chain is finite any more at the end of the search; look at the data")
         self._put(chains, sources)
@@ -219,7 +224,7 @@ class DescendedChains(SearchedChains):
         return torch.full((len(levels),), len(self.ladder) // 2 if self.descent.told else 0)
 
     def _own_noise(self) -> Tensor:
-        own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.potential.priors.values()])
+        own = torch.stack([prior.sigma.mean().to(self.mix.gains) for prior in self.rows.priors])
         return (self.mix.power * own.square()).sum(-1) / self.mix.observed.shape[1]
 
 

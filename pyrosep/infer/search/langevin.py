@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, DivergenceError
+from pyrosep.infer.linear import linear_mix_of
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import diagonal_scales
-from pyrosep.infer.response import Responses, base_distribution, linear_mix_of, measure_responses
+from pyrosep.infer.response import Responses, base_distribution, measure_responses
 from pyrosep.infer.search.chains import Moves, SearchedChains, check_count
 from pyrosep.infer.search.noising import COUPLINGS, Noised
 

@@ -57,10 +57,10 @@ class Redraws:
             chains: their numbers, ``(n,)``.
             sigma: level of the ladder.
         """
-        residual = self.mix.residual(sources, index, chains)
         own, common = self.own[index], self.own.square().mean()
         wide = self.mix.noise[chains, 0].square()
         wide = wide + self.mix.power[chains].mean(-1) * (sigma**2 - common).clamp(min=0)
+        residual = self.mix.residual(sources, index, chains, wide.sqrt())
         level = (own.square() + wide / self.mix.power[chains, index]).sqrt()
         drawn = torch.empty_like(residual)
         for number, prior in enumerate(self.priors):

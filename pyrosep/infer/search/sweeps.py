@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.infer.linear import linear_mix_of
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import diagonal_scales
-from pyrosep.infer.response import LinearMix, linear_mix_of
+from pyrosep.infer.response import LinearMix
 from pyrosep.infer.search.chains import Moves, SearchedChains, check_count
 from pyrosep.infer.search.redraws import Redraws
 
@@ -74,8 +75,7 @@ class SweptChains(SearchedChains):
         self.fixed = mix is not None
         # The prior's own draws are far from any mix; about silence a neighbour is what it is for quiet sources.
         quiet = {name: torch.zeros_like(z[name]) if name in self.names else z[name] for name in z}
-        priors = list(potential.priors.values())
-        self.redraws = Redraws(priors, mix or self._neighbour(quiet), reverse_steps=reverse_steps)
+        self.redraws = Redraws(potential.rows.priors, mix or self._neighbour(quiet), reverse_steps=reverse_steps)
         self.calls = self.redraws.calls
         # Levels below what the mix's own noise leaves of a source are one and the same; the last is the model's own.
         above = [level for level in self.ladder if level > self.redraws.floor]
@@ -106,7 +106,7 @@ class SweptChains(SearchedChains):
 
     def _sweep(self, chains: Tensor, sigma: float, blocks: Tensor | None) -> None:
         if blocks is None:
-            blocks = torch.arange(len(self.names), device=chains.device).expand(len(chains), -1)
+            blocks = torch.arange(len(self.rows), device=chains.device).expand(len(chains), -1)
         order = torch.rand(blocks.shape, device=blocks.device).argsort(-1)
         rows = torch.arange(len(chains), device=chains.device)
         for index in blocks.gather(-1, order).unbind(-1):
