@@ -92,7 +92,7 @@ class Potential:
         self.placeholder: Values = {name: prototype.nodes[name]["value"].detach() for name in self._latents}
         self._prior_draw = None if stand_ins.used else self.placeholder
         #: The sources one below the other.
-        self.rows = SourceRows(self)
+        self.rows = SourceRows(self.reading, self.batch_ndim)
 
     def _first_run(self) -> poutine.Trace:
         """A run for all chains, which finds where their axis is."""

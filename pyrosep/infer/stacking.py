@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyrosep.errors import ShapeError
 from pyrosep.priors import SourcePrior
-
-if TYPE_CHECKING:
-    from pyrosep.infer.potential import Potential
+from pyrosep.reading import Reading
 
 __all__ = ["SourceRows"]
 
@@ -23,7 +20,8 @@ class SourceRows:
     Most sites are one source. A site in a plate without data, or of an event ``(n, time)``, is several.
 
     Arguments:
-        potential: of the model.
+        reading: of the model.
+        batch_ndim: axes in front that count chains.
 
     Attributes:
         labels: what each row is called.
@@ -31,8 +29,7 @@ class SourceRows:
         priors: the prior that each is of.
     """
 
-    def __init__(self, potential: Potential) -> None:
-        reading = potential.reading
+    def __init__(self, reading: Reading, batch_ndim: int = 0) -> None:
         self.counts = {name: reading.members[name] for name in reading.priors}
         self.labels = [label for name in self.counts for label in reading.labels(name)]
         self.sites = [name for name, count in self.counts.items() for _ in range(count)]
@@ -41,7 +38,7 @@ class SourceRows:
             for name, count in self.counts.items()
             for member in range(count)
         ]
-        self._batch_ndim = potential.batch_ndim
+        self._batch_ndim = batch_ndim
         #: Whether each source is a site.
         self.plain = all(count == 1 for count in self.counts.values())
 
@@ -85,3 +82,16 @@ class SourceRows:
         flat[..., member, :] = value
         found[name] = flat.reshape(shape)
         return found
+
+    def of_site(self, name: str) -> list[int]:
+        """The numbers of a site's rows."""
+        return [number for number, site in enumerate(self.sites) if site == name]
+
+    def pick(self, number: int, value: Tensor) -> Tensor:
+        """What a row has of a value by site, ``(..., x)``: of several sources of one site its own."""
+        count = self.counts[self.sites[number]]
+        if count == 1 or value.shape[:-1].numel() < count:
+            return value
+        member = number - self.sites.index(self.sites[number])
+        own = value.reshape(-1, count, value.shape[-1])[:, member]
+        return own if len(own) > 1 else own[0]

@@ -13,6 +13,7 @@ from pyrosep.errors import ConfigurationError, DivergenceError
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import base_distribution, has_location
 from pyrosep.infer.search.ladder import noise_ladder
+from pyrosep.infer.search.widening import noise_variance
 from pyrosep.priors import SourcePrior
 from pyrosep.reading import kept_of
 
@@ -86,7 +87,7 @@ class SearchedChains(ABC):
             shape = base.loc.shape
             left.append(self._per_chain(value - base.loc).square())
             power.append(self._per_chain(value.expand(shape)).square())
-            noise.append(self._per_chain(base.scale.expand(shape)).square())
+            noise.append(self._per_chain(noise_variance(base).expand(shape)))
             heard = torch.ones((), dtype=torch.bool, device=value.device) if heard is None else heard
             kept.append(self._per_chain(heard.expand(shape)))
         if not left:

@@ -18,7 +18,7 @@ from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import LinearMix
 from pyrosep.infer.search.chains import Moves, SearchedChains
 from pyrosep.infer.search.ladder import noise_ladder
-from pyrosep.infer.search.noising import common_transform, required_transform
+from pyrosep.infer.search.widening import common_transform, required_transform
 from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms
 from pyrosep.signal.spectra import ShortTimeSpectrum

@@ -69,17 +69,25 @@ class LangevinChains(SearchedChains):
             raise ConfigurationError(f"the constraint needs a mix that is linear in its sources; {found}")
         self._fixed = not isinstance(found, str) and not self.others
         self.noised = Noised(potential.model, 0.0, coupling, responses=self._responses(), density=False)
+        self.noised.rows = None if self.rows.plain else self.rows
+        if not self.noised.responses:
+            raise ConfigurationError(
+                "a search needs an observation that depends on its sources; this model has none, whatever its factors "
+                f"are. Its observed sites are {list(potential.observed)}"
+            )
         self.noised.sigma = {name: potential.priors[name].sigma for name in self.names}
         self.level = Potential(self.noised, potential.args, potential.kwargs, num_chains=potential.num_chains)
 
     def _responses(self) -> Responses:
-        return measure_responses(self.potential.run, self.potential.constrain(self.clean), self.names)
+        rows = None if self.rows.plain else self.rows
+        return measure_responses(self.potential.run, self.potential.constrain(self.clean), self.names, rows)
 
     def _own_noise(self) -> Tensor:
         total: Tensor | float = 0.0
         for by_source in (self.noised.responses or {}).values():
-            for name, response in by_source.items():
-                power = self.potential.priors[name].sigma.square().mean() * response.abs().square()
+            for label, response in by_source.items():
+                prior = self.rows.priors[self.rows.labels.index(label)]
+                power = prior.sigma.square().mean() * response.abs().square()
                 total = total + self._per_chain(power).mean(-1)
         assert isinstance(total, Tensor)
         return total
@@ -123,20 +131,23 @@ class LangevinChains(SearchedChains):
 
     def _active(self, chains: Tensor, blocks: Tensor | None) -> dict[str, Tensor]:
         """Which chains move which source, in the batch shape of each source."""
-        chosen = torch.zeros(self.num_chains, len(self.names), dtype=torch.bool, device=chains.device)
+        chosen = torch.zeros(self.num_chains, len(self.rows), dtype=torch.bool, device=chains.device)
         if blocks is None:
             chosen[chains] = True
         else:
             chosen[chains.unsqueeze(-1), blocks] = True
         active = {}
-        for number, name in enumerate(self.names):
-            batch = self.z[name].shape[:-1]
-            column = chosen[:, number].to(self.z[name].device)
+        for name in self.names:
+            batch, numbers = self.z[name].shape[:-1], self.rows.of_site(name)
+            if len(numbers) > 1:
+                active[name] = chosen[:, numbers].to(self.z[name].device).reshape(batch)
+                continue
+            column = chosen[:, numbers[0]].to(self.z[name].device)
             active[name] = column.reshape((-1,) + (1,) * (len(batch) - 1)).expand(batch) if batch else column[0]
         return active
 
     def _gradient(self) -> Values:
-        self.calls += len(self.names)
+        self.calls += len(self.rows)
         return self.level.value_and_grad(self.z)[1]
 
     def _move_on(
@@ -182,16 +193,21 @@ class LangevinChains(SearchedChains):
         for site, by_source in (self.noised.responses or {}).items():
             fn = trace.nodes[site]["fn"]
             noise = self._per_chain(base_distribution(fn).scale.expand(fn.mean.shape)).square().amin(-1)
+            scale = trace.nodes[site]["scale"]
+            noise = noise / (scale.max() if isinstance(scale, Tensor) else scale)
             columns, spread, slopes = [], [], []
-            for name, response in by_source.items():
+            for label, response in by_source.items():
+                number = self.rows.labels.index(label)
+                name = self.rows.sites[number]
                 prior = self.potential.priors[name]
                 sigma, added = self.noised.level(name, prior)
                 power = added.unsqueeze(-1) if local else self.noised.uncertainty(prior, prior.at(sigma), added)
                 bins = response.shape[-1]
                 columns.append(response.expand(*fn.mean.shape[:-1], bins).reshape(self.num_chains, -1, bins))
-                wide = self._per_chain(power.expand(*self.z[name].shape[:-1], bins)).reshape(-1, 1, bins)
+                lead = self.z[name].shape[:-1]
+                wide = self._per_row(number, power.expand(*lead, bins)).reshape(-1, 1, bins)
                 spread.append(wide)
-                excess = self._per_chain(added.expand(self.z[name].shape[:-1]).unsqueeze(-1)).reshape(-1, 1, 1)
+                excess = self._per_row(number, added.expand(lead).unsqueeze(-1)).reshape(-1, 1, 1)
                 slopes.append(torch.where(excess > 0, wide / excess.clamp(min=1e-30), torch.ones_like(wide)))
             matrix = torch.stack(columns, -1).permute(0, 2, 1, 3)  # (chains, bins, channel, source)
             powers = torch.stack(spread, -1).permute(0, 2, 1, 3)
@@ -203,6 +219,10 @@ class LangevinChains(SearchedChains):
             total = total + found.amax(-1)
         assert isinstance(total, Tensor)
         return total
+
+    def _per_row(self, number: int, value: Tensor) -> Tensor:
+        """A source's own, by chain, of a value by site."""
+        return self._per_chain(value) if self.rows.plain else self.rows.pick(number, value)
 
     def _scales(self) -> Values:
         """Steps of the sites that are no sources: one over the root of their curvature, and at most one."""

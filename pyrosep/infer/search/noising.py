@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -15,8 +14,9 @@ from torch.distributions import constraints
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.potential import Values
-from pyrosep.infer.response import Responses, base_distribution, has_location, measure_responses
-from pyrosep.infer.search.widened import LocalNormal, StationaryNormal
+from pyrosep.infer.response import Responses, base_distribution, measure_responses
+from pyrosep.infer.search.widening import Unknown, Widening, common_transform, required_transform, rewrapped
+from pyrosep.infer.stacking import SourceRows
 from pyrosep.priors import SourcePrior
 from pyrosep.reading import Reading, is_data, role_of
 from pyrosep.signal.spectra import ShortTimeSpectrum
@@ -62,8 +62,9 @@ def noised(
     For ``"noisy"`` that is the covariance of :math:`m - f(x)` given the sources, for the others that of
     :math:`m - f(D)` given :math:`x`, if the sources are stationary and Gaussian with power :math:`P_k`; then
     ``"denoised"`` and ``"constraint"`` have exactly the posterior of :math:`x` as their target. Several channels are
-    widened together, with the covariances between them. For ``"local"`` V is of each bin of the short-time spectrum,
-    with :math:`C_k = (\sigma^2 - \sigma_0^2) (g_k + (1 - g_k) \sigma_0^2 / \sigma^2)`.
+    widened together, with the covariances between them; so are several observed sites, each given those before it. What
+    is masked stays masked, and a heavy-tailed observation gets that variance more. For ``"local"`` V is of each bin of
+    the short-time spectrum, with :math:`C_k = (\sigma^2 - \sigma_0^2) (g_k + (1 - g_k) \sigma_0^2 / \sigma^2)`.
 
     Arguments:
         model: a Pyro model whose priors are :class:`~pyrosep.SourcePrior` sites. Observe by ``obs=``, or condition it
@@ -111,6 +112,8 @@ class Noised:
         self.coupling = coupling
         self.responses = responses
         self.density = density
+        #: Which sources the sites stand for, where that is not one each: responses are by their labels then.
+        self.rows: SourceRows | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.responses is None:
@@ -120,17 +123,19 @@ class Noised:
 
     def _measured(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Responses:
         with poutine.block(), torch.no_grad():
-            drawn = poutine.trace(self.model).get_trace(*args, **kwargs)
-        latent = {name: site.value for name, site in Reading.of(drawn).latent.items()}
-        names = [name for name in latent if isinstance(drawn.nodes[name]["fn"], SourcePrior)]
+            reading = Reading.of(poutine.trace(self.model).get_trace(*args, **kwargs))
+        latent = {name: site.value for name, site in reading.latent.items()}
+        names = [name for name, site in reading.latent.items() if isinstance(base_distribution(site.fn), SourcePrior)]
         if not names:
             raise ConfigurationError("noised needs a model with source priors as sites; this one has none")
+        rows = SourceRows(reading)
+        self.rows = None if rows.plain else rows
 
         def run(values: Values) -> poutine.Trace:
             with poutine.block():
                 return poutine.trace(poutine.condition(self.model, values)).get_trace(*args, **kwargs)
 
-        return measure_responses(run, latent, names)
+        return measure_responses(run, latent, names, self.rows)
 
     def level(self, name: str, prior: SourcePrior) -> tuple[Tensor, Tensor]:
         """Noise level of a source, and what it has above the prior's own: the variance."""
@@ -156,101 +161,42 @@ class _NoisedMessenger(Messenger):
         super().__init__()
         self.settings = settings
         self.lifted: dict[str, _Lifted] = {}
+        self.widening = Widening(settings.coupling, len(settings.responses or {}))
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name, fn = msg["name"], msg["fn"]
         if is_data(msg):
             if self.settings.responses and name in self.settings.responses:
-                msg["fn"] = self._widened(name, fn, self.settings.responses[name])
-        elif role_of(msg) == "latent" and isinstance(fn, SourcePrior):
-            sigma, added = self.settings.level(name, fn)
-            lifted = _Lifted(fn, fn.at(sigma), added, self.settings)
+                msg["fn"] = self.widening.widened(msg, self._unknown(self.settings.responses[name]))
+        elif role_of(msg) == "latent" and isinstance(prior := base_distribution(fn), SourcePrior):
+            sigma, added = self.settings.level(name, prior)
+            lifted = _Lifted(prior, prior.at(sigma), added, self.settings)
             self.lifted[name] = lifted
-            msg["fn"] = lifted.at if self.settings.density else lifted
+            msg["fn"] = rewrapped(fn, lifted.at if self.settings.density else lifted)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         # Handlers outside have the noisy value by now; what the model goes on with is this.
         if msg["name"] in self.lifted and self.settings.coupling != "noisy":
             msg["value"] = self.lifted[msg["name"]].seen(msg["value"])
 
-    def _widened(self, name: str, fn: Any, responses: dict[str, Tensor]) -> Any:
-        base = base_distribution(fn)
-        if not has_location(fn):
+    def _unknown(self, responses: dict[str, Tensor]) -> dict[str, Unknown]:
+        """By source: how the observation responds to it, and what is not known of it."""
+        rows, found = self.settings.rows, {}
+        local = self.settings.coupling == "local"
+        if local and rows is not None:
             raise ConfigurationError(
-                f"observed site {name!r} is a {type(base).__name__}, which has no scale; noise levels need an "
-                "observation whose noise can be widened (Normal, StudentT, Laplace)"
+                f"coupling 'local' needs a site for each source; this model's sources are {rows.labels}"
             )
-        if self.settings.coupling == "local":
-            return self._locally_widened(name, fn, responses)
-        parts = [
-            (responses[source], lifted.uncertainty) for source, lifted in self.lifted.items() if source in responses
-        ]
-        if not parts:
-            return fn
-        scale = base.scale.expand(base.batch_shape)
-        stereo = fn.event_dim > 1
-        parts = [(response, uncertainty.unsqueeze(-2) if stereo else uncertainty) for response, uncertainty in parts]
-        extra = torch.stack(
-            torch.broadcast_tensors(*(response.abs().square() * power for response, power in parts))
-        ).sum(0)
-        flat = extra.mean(-1, keepdim=True)
-        even = bool((extra - flat).abs().max() <= 1e-4 * flat.max())
-        uniform = isinstance(base, dist.Normal) and fn.event_dim > 0 and bool((scale == scale[..., :1]).all())
-        if not uniform or fn.event_dim > 2 or (even and fn.event_dim == 1):
-            wide = copy.copy(base)
-            wide.scale = (base.scale.square() + flat).sqrt()
-            wide._batch_shape = torch.broadcast_shapes(base.batch_shape, wide.scale.shape)
-            return wide.to_event(fn.event_dim)
-        noise = scale[..., :1].square()
-        if not stereo:
-            return StationaryNormal(base.loc, noise + extra)
-        channels = base.loc.shape[-2]
-        covariance = torch.diag_embed(noise.expand(*noise.shape[:-2], channels, 1).mT.to(extra)) + 0j
-        for response, power in parts:
-            column = (response * power.sqrt()).mT  # (..., bins, channel)
-            covariance = covariance + column.unsqueeze(-1) * column.conj().unsqueeze(-2)
-        return StationaryNormal(base.loc, covariance)
-
-    def _locally_widened(self, name: str, fn: Any, responses: dict[str, Tensor]) -> Any:
-        base = base_distribution(fn)
-        lifted = {source: own for source, own in self.lifted.items() if source in responses}
-        if not lifted:
-            return fn
-        transform = required_transform([own.at for own in lifted.values()], "local")
-        scale = base.scale.expand(base.batch_shape)
-        if fn.event_dim != 1 or not isinstance(base, dist.Normal) or not bool((scale == scale[..., :1]).all()):
-            raise ConfigurationError(
-                "coupling 'local' needs an observation of one channel with Normal noise that is the same at all times; "
-                f"{name!r} is another"
-            )
-        extra = scale.new_zeros(())
-        for source, own in lifted.items():
-            power = responses[source].abs().square()
-            place = torch.linspace(0, power.shape[-1] - 1, transform.size // 2 + 1, device=power.device).round()
-            extra = extra + power[..., place.long()].unsqueeze(-2) * own.local_uncertainty
-        return LocalNormal(base.loc, scale[..., :1].square().unsqueeze(-1) + extra, transform)
-
-
-def common_transform(priors: list[SourcePrior]) -> ShortTimeSpectrum | None:
-    """The short-time spectrum that all these priors' denoisers are filters of; ``None`` where there is none."""
-    transforms = [prior.transform for prior in priors]
-    first = transforms[0]
-    return None if first is None or any(own is None or own.size != first.size for own in transforms) else first
-
-
-def required_transform(priors: list[SourcePrior], coupling: str) -> ShortTimeSpectrum:
-    """The short-time spectrum that all these priors' denoisers are filters of, which a coupling needs.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    if (transform := common_transform(priors)) is None:
-        windows = [prior.transform and prior.transform.size for prior in priors]
-        raise ConfigurationError(
-            f"coupling {coupling!r} needs priors whose denoisers are filters of short-time spectra, all of one window; "
-            f"these have the windows {windows}"
-        )
-    return transform
+        for number, label in enumerate(responses if rows is None else rows.labels):
+            site = label if rows is None else rows.sites[number]
+            if label not in responses or site not in self.lifted:
+                continue
+            lifted = self.lifted[site]
+            power = lifted.local_uncertainty if local else lifted.uncertainty
+            if rows is not None:
+                power = rows.pick(number, power)
+            found[label] = Unknown(responses[label], power, lifted.at)
+        return found
 
 
 class _Lifted(dist.TorchDistribution):

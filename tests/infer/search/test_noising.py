@@ -222,7 +222,7 @@ def mean_extra(linear, coupling, sigma=0.7):
     [lambda mean: dist.StudentT(4.0, mean, 0.2), lambda mean: dist.Laplace(mean, 0.2)],
     ids=["student", "laplace"],
 )
-def test_heavy_tails_are_widened_by_their_scale(linear, coupling, family):
+def test_heavy_tails_are_widened_in_variance(linear, coupling, family):
     def model(mix=None):
         a, b = (pyro.sample(name, prior) for name, prior in linear.priors.items())
         pyro.sample("mix", family(a + 0.7 * b).to_event(1), obs=mix)
@@ -231,9 +231,8 @@ def test_heavy_tails_are_widened_by_their_scale(linear, coupling, family):
     trace = poutine.trace(lifted).get_trace(linear.mix)
     widened = trace.nodes["mix"]["fn"].base_dist
     assert type(widened) is type(family(torch.zeros(8)))
-    expected = (0.2**2 + mean_extra(linear, coupling)).sqrt().expand(8)
-    torch.testing.assert_close(widened.scale.expand(8), expected)
     own = family(torch.zeros(8))
+    torch.testing.assert_close(widened.variance.expand(8), own.variance + mean_extra(linear, coupling))
     assert float(own.scale.flatten()[0]) == 0.2  # the model's own is left as it was
     x = torch.randn(3, 16)
     energy = Potential(lifted, (linear.mix,), num_chains=3)(linear.split(x))
@@ -455,6 +454,160 @@ def test_observation_whose_mean_is_not_defined(linear, family):
     except ConfigurationError:
         return
     assert float(trace.nodes["mix"]["fn"].base_dist.scale.min()) > 1
+
+
+# --- masks, scales, several observations -------------------------------------------------------------------------
+
+
+def posterior_of(linear, blocks, mix):
+    """Mean and covariance given observations ``(matrix, variance, values)``, dense."""
+    precision, pull = torch.linalg.inv(linear.prior_covariance), 0.0
+    for matrix, variance, values in blocks:
+        precision = precision + matrix.mT @ (matrix / variance.unsqueeze(-1))
+        pull = pull + matrix.mT @ (values / variance)
+    covariance = torch.linalg.inv(precision)
+    return covariance @ pull, covariance
+
+
+def check_posterior(linear, model, blocks, coupling, sigma=0.7):
+    """The gradient is that of the posterior of the noisy sources, exactly."""
+    mean, covariance = posterior_of(linear, blocks, linear.mix)
+    x = torch.randn(4, 16)
+    found = linear.flat(gradient_at(noised(model, sigma, coupling), (linear.mix,), x, linear.split))
+    expected = torch.linalg.solve(covariance + (sigma**2 - 0.1**2) * torch.eye(16), (x - mean).mT).mT
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@exact
+def test_several_observations_are_widened_together(linear, coupling):
+    """Of one channel and of two, of both sources and of one: what is not known of them is counted once."""
+
+    def model(mix=None):
+        a, b = (pyro.sample(name, prior) for name, prior in linear.priors.items())
+        pyro.sample("mix", dist.Normal(a + 0.7 * b, 0.5).to_event(1), obs=mix)
+        stereo = torch.stack([a - b, 0.3 * b], -2)
+        pyro.sample("stereo", dist.Normal(stereo, 0.4).to_event(2), obs=torch.stack([mix.flip(-1), mix.roll(2)]))
+        pyro.sample("one", dist.Normal(a, 0.3).to_event(1), obs=mix.roll(1))
+
+    eye, mix = torch.eye(8), linear.mix
+    rows = [([1.0, 0.7], 0.5, mix), ([1.0, -1.0], 0.4, mix.flip(-1)), ([0.0, 0.3], 0.4, mix.roll(2))]
+    rows.append(([1.0, 0.0], 0.3, mix.roll(1)))
+    blocks = [
+        (torch.kron(torch.tensor([gains]), eye), torch.full((8,), noise**2), values) for gains, noise, values in rows
+    ]
+    check_posterior(linear, model, blocks, coupling)
+
+
+def test_two_observations_of_one_source():
+    """Noise 0.1 of each, and 1 of the source: their sum tells of it with precision 2 / 2.01."""
+    prior = GaussianPrior(torch.ones(2), 8, sigma_min=0.0)
+
+    def model():
+        a = pyro.sample("a", prior)
+        pyro.sample("one", dist.Normal(a, 0.1).to_event(1), obs=torch.zeros(8))
+        pyro.sample("two", dist.Normal(a, 0.1).to_event(1), obs=torch.zeros(8))
+
+    potential = Potential(noised(model, 1.0, "noisy"))
+    x = torch.ones(8)
+    slope = potential.value_and_grad({"a": x})[1]["a"] - x / (1 + 1.0)
+    torch.testing.assert_close(slope, torch.full((8,), 2 / 2.01), rtol=1e-5, atol=1e-5)
+
+
+@exact
+def test_a_scaled_observation(linear, coupling):
+    """A density to the power c is that of noise that is smaller by the root of c, and is widened as such."""
+
+    def model(mix=None):
+        a, b = (pyro.sample(name, prior) for name, prior in linear.priors.items())
+        with poutine.scale(scale=0.25):
+            pyro.sample("mix", dist.Normal(a + 0.7 * b, 0.5).to_event(1), obs=mix)
+
+    check_posterior(linear, model, [(linear.mixing, torch.full((8,), 1.0), linear.mix)], coupling)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_masked_observations_of_white_sources(double, several):
+    """What is masked stays masked, and what is heard is widened; a second observation knows what the first told."""
+    kept, noise, added = torch.arange(8) < 3, 0.5, 0.7**2 - 0.1**2
+    priors = {
+        name: GaussianPrior(torch.full((2,), power), 8, sigma_min=0.1) for name, power in (("a", 1.0), ("b", 2.0))
+    }
+    mix = torch.randn(8)
+
+    def model(mix):
+        a, b = (pyro.sample(name, prior) for name, prior in priors.items())
+        pyro.sample("mix", dist.Normal(a + b, noise).mask(kept).to_event(1), obs=mix)
+        if several:
+            pyro.sample("again", dist.Normal(a - b, noise).to_event(1), obs=mix.flip(-1))
+
+    variance = torch.where(kept, noise**2, 1e12)
+    eye = torch.eye(8)
+    blocks = [(torch.kron(torch.tensor([[1.0, 1.0]]), eye), variance, mix)]
+    if several:
+        blocks.append((torch.kron(torch.tensor([[1.0, -1.0]]), eye), torch.full((8,), noise**2), mix.flip(-1)))
+    own = torch.cat([torch.full((8,), 1.01), torch.full((8,), 2.01)])
+    precision, pull = torch.diag(1 / own), 0.0
+    for matrix, spread, values in blocks:
+        precision = precision + matrix.mT @ (matrix / spread.unsqueeze(-1))
+        pull = pull + matrix.mT @ (values / spread)
+    covariance = torch.linalg.inv(precision)
+    x = torch.randn(4, 16)
+    for coupling in ("denoised", "constraint"):
+        potential = Potential(noised(model, 0.7, coupling), (mix,), num_chains=4)
+        gradient = potential.value_and_grad(dict(zip("ab", x.split(8, -1), strict=True)))[1]
+        expected = torch.linalg.solve(covariance + added * torch.eye(16), (x - covariance @ pull).mT).mT
+        torch.testing.assert_close(torch.cat([gradient["a"], gradient["b"]], -1), expected, rtol=1e-6, atol=1e-6)
+
+
+@every
+def test_at_its_own_level_a_masked_observation_is_what_it_was(linear, coupling):
+    kept = torch.arange(8) < 4
+
+    def model(mix=None):
+        a, b = (pyro.sample(name, prior) for name, prior in linear.priors.items())
+        pyro.sample("mix", dist.Normal(a + b, 0.5).mask(kept).to_event(1), obs=mix)
+
+    x = torch.randn(3, 16)
+    found = linear.flat(gradient_at(noised(model, 0.1, coupling), (linear.mix,), x, linear.split))
+    expected = linear.flat(gradient_at(model, (linear.mix,), x, linear.split))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_several_observations_with_filters_and_gaps_are_refused(linear):
+    def model(mix=None):
+        a, b = (pyro.sample(name, prior) for name, prior in linear.priors.items())
+        pyro.sample("mix", dist.Normal(a + b + 0.5 * b.roll(2, -1), 0.5).to_event(1), obs=mix)
+        pyro.sample("late", dist.StudentT(4.0, a + 0.5 * a.roll(1, -1), 0.5).to_event(1), obs=mix)
+
+    with pytest.raises(ConfigurationError, match="'late' is one of several"):
+        poutine.trace(noised(model, 0.7, "denoised")).get_trace(linear.mix)
+
+
+@every
+@pytest.mark.parametrize("event", [False, True])
+def test_several_sources_of_one_site(double, coupling, event):
+    """They are noised and widened as those of sites of their own."""
+    prior = GaussianPrior(torch.tensor([2.0, 1.0, 0.5]), 8, sigma_min=0.1)
+    gains, mix = torch.tensor([1.0, 0.7]), torch.randn(8)
+
+    def together(mix):
+        if event:
+            s = pyro.sample("s", prior.expand([2]).to_event(1))
+        else:
+            with pyro.plate("k", 2):
+                s = pyro.sample("s", prior)
+        pyro.sample("mix", dist.Normal((gains[:, None] * s).sum(-2), 0.5).to_event(1), obs=mix)
+
+    def apart(mix):
+        a, b = pyro.sample("a", prior), pyro.sample("b", prior)
+        pyro.sample("mix", dist.Normal(gains[0] * a + gains[1] * b, 0.5).to_event(1), obs=mix)
+
+    x = torch.randn(3, 2, 8)
+    level = 0.7
+    one = Potential(noised(together, level, coupling), (mix,), num_chains=3).value_and_grad({"s": x})
+    two = Potential(noised(apart, level, coupling), (mix,), num_chains=3).value_and_grad({"a": x[:, 0], "b": x[:, 1]})
+    torch.testing.assert_close(one[0], two[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one[1]["s"], torch.stack([two[1]["a"], two[1]["b"]], 1), rtol=1e-9, atol=1e-9)
 
 
 # --- stationary noise --------------------------------------------------------------------------------------------
