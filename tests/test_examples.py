@@ -25,6 +25,10 @@ EXAMPLES = {
         ["--frame", "64", "--waves", "saw", "--chains", "2", "--draws", "5", "--warmup", "20", "--redraws", "1"],
         [r"^chain +log joint +calls +SI-SDR in dB of saw", r"^ +1 +-?\d+ +\d+ +-?[\d.]+$", r"mode"],
     ),
+    "calibration": (
+        ["--simulations", "20", "--warmup", "20"],
+        [r"^MALA$", r"^SGLD$", r"^log-likelihood +[\d.e-]+ +[\d.]+ \(", r"^rejected: nothing"],
+    ),
     "custom_guides": (
         ["--frame", "128", "--width", "8", "--steps", "20", "--mixes", "8", "--separated", "1", "--chains", "2"],
         [

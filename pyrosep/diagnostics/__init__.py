@@ -5,9 +5,11 @@ from pyrosep.diagnostics.guides import MixCheck, fit_temperature, importance_k_h
 from pyrosep.diagnostics.inference_data import read_netcdf, to_inference_data, write_netcdf
 from pyrosep.diagnostics.modes import compare_chains, describe_modes
 from pyrosep.diagnostics.plots import plot_diagnostics, plot_spectrograms
+from pyrosep.diagnostics.sbc import Calibration, plot_ranks, sbc
 from pyrosep.diagnostics.summaries import summarize, verdict
 
 __all__ = [
+    "Calibration",
     "MixCheck",
     "compare_chains",
     "coverage_by_source",
@@ -20,8 +22,10 @@ __all__ = [
     "interval_coverage",
     "mix_check",
     "plot_diagnostics",
+    "plot_ranks",
     "plot_spectrograms",
     "read_netcdf",
+    "sbc",
     "summarize",
     "to_inference_data",
     "verdict",
