@@ -18,6 +18,7 @@ from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.infer.seeding import as_usual, with_gradients
 from pyrosep.priors import SourcePrior
 from pyrosep.separation.gains import mix_gains
+from pyrosep.separation.memory import KeptSummaries, give_back
 from pyrosep.separation.methods import choose_method
 from pyrosep.separation.problem import Estimate, Problem
 from pyrosep.separation.settings import Settings
@@ -29,6 +30,8 @@ __all__ = ["Framing", "Hearing", "Separation", "Separator", "Stream", "separate"
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
 #: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
 _BATCH_VALUES = {"cpu": 1 << 19, "cuda": 1 << 22}
+#: Batches from one time that freed memory is given back to the next: pages that come back from the system take time.
+_GIVE_BACK_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Separation:
             ``"local"``, whose spread is far too small for one, in quadrature with the guide's own deviation.
         draws: posterior draws, ``(draw, source, channel, time)``, as many as ``Settings.keep``; each sums to the mix.
         gains: of the sources in the mix, ``(source,)``.
-        summaries: of every draw, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; empty for
-            methods without chains.
+        summaries: of the draws, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; of every second,
+            third, ... draw where all would take more than 32 MiB; empty for methods without chains.
     """
 
     names: tuple[str, ...]
@@ -94,6 +97,10 @@ class Framing:
     def frame(self) -> int:
         """Samples in a window at the priors' rate."""
         return self.priors.time
+
+    def windows(self, samples: int) -> int:
+        """How many windows a track of so many samples has."""
+        return 1 + math.ceil(max(0, samples - self.window) / self.hop)
 
 
 @with_gradients()
@@ -268,7 +275,7 @@ class Stream:
     def __init__(self, separator: Separator, windows: Iterable[Tensor], hearing: Hearing) -> None:
         self._separator, self._hearing = separator, hearing
         self.framing = separator.framing(hearing.samples)
-        self._parts: list[dict[str, np.ndarray]] = []
+        self._kept = KeptSummaries(self.framing.windows(hearing.samples))
         self._blocks = cross_fade(self._separated(self._cut(windows)), self.framing.overlap)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -279,10 +286,8 @@ class Stream:
         return next(self._blocks)
 
     def summaries(self) -> dict[str, np.ndarray]:
-        """The summaries of every draw so far, ``(chain, draw, window, channel, ...)``; empty without chains."""
-        if not self._parts:
-            return {}
-        return {name: np.concatenate([part[name] for part in self._parts], 2) for name in self._parts[0]}
+        """The summaries of the draws so far, see :class:`Separation`; empty without chains."""
+        return self._kept.joined()
 
     def _cut(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
         """The windows of the framing, of which the last may be shorter, from those of the separator."""
@@ -293,6 +298,8 @@ class Stream:
 
     def _separated(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
         for number, batch in enumerate(self._batches(self._filled(windows))):
+            if number % _GIVE_BACK_EVERY == 0:
+                give_back()
             mix = torch.stack([window for window, _ in batch])
             estimate = self._posterior(self._at_model_rate(mix), number)
             found = torch.cat([estimate.mean.unsqueeze(0), estimate.draws])
@@ -339,8 +346,7 @@ class Stream:
                 own.model_rate,
             )
         )
-        if estimate.summaries:
-            self._parts.append(estimate.summaries)
+        self._kept.add(estimate.summaries)
         return estimate
 
     # --- rates ------------------------------------------------------------------------------------------------
