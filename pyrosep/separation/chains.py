@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pyrosep import mixing
-from pyrosep.errors import ConfigurationError
-from pyrosep.infer import MALA, AnnealedSearch, DescentMoves, GibbsMALA, LangevinKernel, LangevinMCMC
+from pyrosep.errors import ConfigurationError, DivergenceError
+from pyrosep.infer import MALA, AnnealedSearch, ChainWarning, DescentMoves, GibbsMALA, LangevinKernel, LangevinMCMC
 from pyrosep.infer.modes import same_mode, weights_of
 from pyrosep.infer.search.descent import LEVELS
 from pyrosep.separation.from_guide import GuideStart, checked_guide, guide_moments
@@ -81,8 +82,17 @@ class _Sampled(Method):
         guide = checked_guide(problem.priors)
         return GuideStart(guide, problem.gains, drawn=self._from_draws, copies=self.chains)
 
-    def _samples(self, problem: Problem) -> tuple[Tensor, dict[str, np.ndarray]]:
-        """Draws ``(chain, window, channel, draw, source, frame)`` as they are in the mix, and their summaries."""
+    def _samples(self, problem: Problem) -> tuple[Tensor, Tensor, dict[str, np.ndarray]]:
+        """Draws as they are in the mix, which chains count, and the draws' summaries.
+
+        Returns:
+            ``(chain, window, channel, draw, source, frame)``; ``(chain, window, channel)``; and by name ``(chain, draw,
+            window, channel, ...)``. A chain that was stopped, or that has draws that are not finite, counts for
+            nothing: its draws are zero, its summaries NaN.
+
+        Raises:
+            DivergenceError: no chain of a window and channel counts.
+        """
         count, channels, frame = problem.mix.shape
         rows = problem.rows(self.chains)
         model = mixing.linear_mix(problem.priors, problem.gains, problem.noise)
@@ -104,12 +114,18 @@ class _Sampled(Method):
                 disable_progbar=True,
             ).run(rows)
             samples, stats = mcmc.get_samples(group_by_chain=True), mcmc.sample_stats()
+            if mcmc.stopped:
+                samples, stats = (_in_place(values, mcmc.chains, len(rows)) for values in (samples, stats))
         stacked = torch.stack([samples[name] for name in problem.priors], 2) * problem.gains[:, None].cpu()
         shape = (self.chains, count, channels, self.draws)
         stacked = stacked.reshape(*shape, len(problem.priors), frame)
         summaries = audio_summaries(stacked.numpy(), problem.sample_rate)
         summaries |= {name: value.reshape(shape).numpy() for name, value in stats.items()}
-        return stacked, {name: np.moveaxis(value, 3, 1) for name, value in summaries.items()}
+        counted = stacked.isfinite().flatten(3).all(-1)
+        if not bool(counted.all()):
+            _report_lost(counted)
+            stacked = stacked.where(counted[..., None, None, None], 0.0)
+        return stacked, counted, {name: np.moveaxis(value, 3, 1) for name, value in summaries.items()}
 
     def _weighted(
         self, problem: Problem, samples: Tensor, weight: Tensor, *, more: Tensor | None = None, temperature: float = 1.0
@@ -166,14 +182,18 @@ class Chains(_Sampled):
         return MALA(model, _STEP) if self.ladder is None else GibbsMALA(model, _STEP)
 
     def posterior(self, problem: Problem) -> Estimate:
-        samples, summaries = self._samples(problem)
-        if self.ladder is None:  # chains that move freely count alike
+        samples, counted, summaries = self._samples(problem)
+        if self.ladder is None and bool(counted.all()):  # chains that move freely count alike
             by_draw = _by_draw(samples)
             spread, mean = torch.std_mean(by_draw, 0)
             kept = torch.arange(problem.keep) * len(by_draw) // max(1, problem.keep)
             return Estimate(mean, spread, by_draw[kept], summaries)
-        dense = all(prior.has_density for prior in problem.priors.values())
-        weight = mode_weights(summaries) if dense else _fair_weights(problem.mix, samples)
+        if self.ladder is None:
+            weight = counted / counted.sum(0).double()
+        elif all(prior.has_density for prior in problem.priors.values()):
+            weight = mode_weights(summaries)
+        else:
+            weight = _fair_weights(problem.mix, samples, counted)
         return Estimate(*self._weighted(problem, samples, weight), summaries)
 
 
@@ -195,9 +215,9 @@ class LocalSearch(_Sampled):
         return AnnealedSearch(self.ladder, "local", self._start(problem), redraws=0)
 
     def posterior(self, problem: Problem) -> Estimate:
-        samples, summaries = self._samples(problem)
+        samples, counted, summaries = self._samples(problem)
         more = guide_moments(problem)[1].square() if self.guided else None
-        weight = _fair_weights(problem.mix, samples)
+        weight = _fair_weights(problem.mix, samples, counted)
         return Estimate(*self._weighted(problem, samples, weight, more=more), summaries)
 
 
@@ -232,8 +252,8 @@ class SharedDescent(_Sampled):
         return AnnealedSearch(self.ladder, DescentMoves(), self._start(problem), level)
 
     def posterior(self, problem: Problem) -> Estimate:
-        samples, summaries = self._samples(problem)
-        weight = _fair_weights(problem.mix, samples)
+        samples, counted, summaries = self._samples(problem)
+        weight = _fair_weights(problem.mix, samples, counted)
         return Estimate(*self._weighted(problem, samples, weight, temperature=self.temperature), summaries)
 
 
@@ -242,30 +262,58 @@ def _by_draw(samples: Tensor) -> Tensor:
     return samples.permute(0, 3, 1, 4, 2, 5).flatten(0, 1)
 
 
-def _fair_weights(mix: Tensor, samples: Tensor) -> Tensor:
+def _in_place(values: dict[str, Tensor], chains: Sequence[int], count: int) -> dict[str, Tensor]:
+    """Values of some of so many chains, each in its own place; NaN in those of the others."""
+    found = {name: value.new_full((count, *value.shape[1:]), math.nan) for name, value in values.items()}
+    for name, value in values.items():
+        found[name][list(chains)] = value
+    return found
+
+
+def _report_lost(counted: Tensor) -> None:
+    """Warn of chains ``(chain, window, channel)`` that do not count; an error where a window and channel has none."""
+    if not bool(counted.any(0).all()):
+        raise DivergenceError(
+            f"every chain of {int((~counted.any(0)).sum())} windows has draws that are not finite; take another seed, "
+            "more chains, or another method"
+        )
+    warnings.warn(
+        f"{int((~counted).sum())} of {counted.numel()} chains were stopped, or have draws that are not finite; they "
+        "are left out",
+        ChainWarning,
+        stacklevel=2,
+    )
+
+
+def _fair_weights(mix: Tensor, samples: Tensor, counted: Tensor) -> Tensor:
     """Of chains whose priors have no density: alike, but for those that leave far more of the mix than the best.
 
     Arguments:
         mix: ``(window, channel, frame)``.
         samples: as they are in the mix, ``(chain, window, channel, draw, source, frame)``.
+        counted: whether a chain counts at all, ``(chain, window, channel)``.
 
     Returns:
         ``(chain, window, channel)``.
     """
-    left = (mix.cpu().unsqueeze(2) - samples.sum(4)).double().square().mean((-1, -2))
+    left = (mix.cpu().unsqueeze(2) - samples.sum(4)).double().square().mean((-1, -2)).where(counted, math.inf)
     fair = (left <= _FAR * left.amin(0)).double()
     return fair / fair.sum(0)
 
 
 def mode_weights(summaries: dict[str, np.ndarray]) -> Tensor:
-    """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``."""
+    """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``.
+
+    Chains whose summaries are not finite have none.
+    """
     height = summaries["lp"].mean(1)
     flat = np.concatenate(
         [summaries[name].reshape(*summaries["lp"].shape, -1) for name in ("energy_db", "band_db", "projection")], -1
     )
     means, deviations = flat.mean(1), flat.std(1)
-    weight = np.empty_like(height)
+    weight = np.zeros_like(height)
+    finite = np.isfinite(height) & np.isfinite(means).all(-1)
     for cell in np.ndindex(*height.shape[1:]):
-        where = (slice(None), *cell)
+        where = (finite[(slice(None), *cell)], *cell)
         weight[where] = weights_of(height[where], same_mode(means[where], deviations[where]))
     return torch.from_numpy(weight)
