@@ -13,7 +13,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
-from pyrosep.reading import plate_nesting, role_of
+from pyrosep.priors import scores_suffice
+from pyrosep.reading import Reading, plate_nesting, role_of
 
 __all__ = ["check_independence", "iwae", "log_weights", "over_mixes", "simulate"]
 
@@ -47,7 +48,7 @@ def log_weights(
         ``(num_samples,)``, or ``(num_samples, mixes)``.
 
     Raises:
-        ConfigurationError: model and guide differ in their sites, or no draws are asked for.
+        ConfigurationError: model and guide differ in their sites, a prior has no density, or no draws are asked for.
         ShapeError: the model is not written for leading batch axes.
     """
     if num_samples < 1:
@@ -62,6 +63,7 @@ def log_weights(
             drawn = poutine.trace(guide).get_trace(mix)
             joint = poutine.trace(poutine.replay(model, drawn)).get_trace(mix)
         _check_sites(joint, drawn)
+        _check_densities(joint)
         shape = (num_samples, len(mix)) if batched else (num_samples,)
         return _total(joint, shape) - _total(drawn, shape)
 
@@ -76,7 +78,7 @@ def check_independence(model: Callable[..., Any], guide: Callable[..., Any], mix
     Raises:
         LeakError: it isn't so.
     """
-    with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+    with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), scores_suffice():
         nesting = plate_nesting(poutine.trace(model).get_trace(mix[0]))
         drawn = poutine.trace(over_mixes(guide, len(mix), nesting)).get_trace(mix)
         joint = poutine.trace(poutine.replay(over_mixes(model, len(mix), nesting), drawn)).get_trace(mix)
@@ -173,6 +175,15 @@ def _total(trace: poutine.Trace, shape: tuple[int, ...]) -> Tensor:
             )
         total = total.to(value.device) + value.double().reshape(*shape, -1).sum(-1)
     return total
+
+
+def _check_densities(trace: poutine.Trace) -> None:
+    for name, prior in Reading.of(trace).priors.items():
+        if not prior.has_density:
+            raise ConfigurationError(
+                f"importance weights and bounds need densities, and the prior of {name!r} has none (a "
+                f"{type(prior).__name__}); give it one by its with_density(), if it has one"
+            )
 
 
 def _check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:

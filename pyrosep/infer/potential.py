@@ -18,7 +18,7 @@ from torch.distributions.transforms import Transform
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
 from pyrosep.infer.batching import ADVICE, ChainAxis, StandIns, check_observations
 from pyrosep.infer.stacking import SourceRows
-from pyrosep.priors import SourcePrior
+from pyrosep.priors import SourcePrior, scores_suffice
 from pyrosep.reading import Reading, kept_of, role_of, source_prior
 
 __all__ = ["Potential", "Values"]
@@ -153,7 +153,8 @@ class Potential:
             for name, node in trace.nodes.items()
             if node["type"] == "sample" and name not in without and role_of(node) not in ("subsample", "deterministic")
         ]
-        with pyro.validation_enabled(False):  # a proposal out of bounds is the kernel's to reject
+        # A proposal out of bounds is the kernel's to reject.
+        with pyro.validation_enabled(False), scores_suffice():
             trace.compute_log_prob(lambda name, site: name in counted)
         return {name: self._axis.per_chain(name, trace.nodes[name]["log_prob"]) for name in counted}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.errors import ConfigurationError, InitializationError, ShapeError
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.response import random_phase
 from pyrosep.priors.base import mean_spectrum
@@ -72,13 +72,14 @@ class SpectralPreconditioner(Preconditioner):
         if curvature not in ("posterior", "prior", "measured"):
             raise ConfigurationError(f"curvature must be 'posterior', 'prior' or 'measured'; got {curvature!r}")
         self.names = list(potential.priors)
+        self.rows = potential.rows
         self.scales: Values = {}
         self.root: Tensor | None = None
         rest = [name for name in z if name not in potential.priors]
         if rest:
             self.scales = diagonal_scales(potential, z, rest, probes)
         if self.names:
-            shapes = {tuple(z[name].shape) for name in self.names}
+            shapes = {tuple(z[name].shape if self.rows.plain else z[name].shape[-1:]) for name in self.names}
             if len(shapes) > 1:
                 raise ShapeError(f"the spectral preconditioner needs sources of one shape; got {sorted(shapes)}")
             self.time = z[self.names[0]].shape[-1]
@@ -97,10 +98,11 @@ class SpectralPreconditioner(Preconditioner):
 
     def _variances(self, potential: Potential, z: Values) -> Tensor:
         """``P_k + sigma^2``, ``(source, bins)``."""
-        rows = []
-        for name, prior in potential.priors.items():
-            like = z[name]
-            rows.append(mean_spectrum(prior).to(like).double() + prior.sigma.to(like).double().square().mean())
+        like = z[self.names[0]]
+        rows = [
+            mean_spectrum(prior).to(like).double() + prior.sigma.to(like).double().square().mean()
+            for prior in self.rows.priors
+        ]
         return torch.stack(rows).to(torch.complex128)
 
     def _curvature(self, potential: Potential, single: Values, probes: int, *, without: list[str]) -> Tensor:
@@ -114,15 +116,24 @@ class SpectralPreconditioner(Preconditioner):
             z = single
         like = z[self.names[0]]
         bins = self.time // 2 + 1
-        found = like.new_zeros(probes, bins, len(self.names), len(self.names), dtype=torch.complex128)
-        for column, name in enumerate(self.names):
+        size = len(self.rows)
+        found = like.new_zeros(probes, bins, size, size, dtype=torch.complex128)
+        for column in range(size):
             for trial in range(probes):
                 probe = random_phase(self.time, like)
-                image = product({other: probe.expand_as(z[name]) * (other == name) for other in self.names})
+                image = self.rows.stacked(product(self.rows.one(column, probe, z)))
                 phase = torch.fft.rfft(probe)
-                for row, other in enumerate(self.names):
-                    cross = torch.fft.rfft(image[other]) * phase.conj()
+                for row, own in enumerate(image.unbind(-2)):
+                    cross = torch.fft.rfft(own) * phase.conj()
                     found[trial, :, row, column] = cross.reshape(-1, bins).mean(0)
+        if not bool(found.isfinite().all()):
+            bad = ~torch.view_as_real(found).isfinite().flatten(3).all(-1).all(0).all(0)
+            sites = [label for label, wrong in zip(self.rows.labels, bad, strict=True) if wrong]
+            raise InitializationError(
+                f"the curvature of the model in {', '.join(map(repr, sites))} is not finite where chains are, though "
+                "its gradient may be (a root or a norm at zero, for instance); start elsewhere, or give the kernel "
+                "preconditioner='prior' or None"
+            )
         curvature = found.mean(0)
         # Of a mix that does not change over time every probe finds the same, and echoes keep their fine structure;
         # elsewhere each finds the mean over time with an error of its own, which is smoothed away.
@@ -134,12 +145,12 @@ class SpectralPreconditioner(Preconditioner):
     def _filter(self, values: Values) -> Values:
         out = {name: value * self.scales[name] for name, value in values.items() if name in self.scales}
         if self.root is not None:
-            bins = torch.fft.rfft(torch.stack([values[name] for name in self.names], -2))
+            bins = torch.fft.rfft(self.rows.stacked(values))
             # A matrix product at each bin; einsum would transpose everything to batch it, five times slower.
             filtered = self.root[:, 0] * bins[..., :1, :]
-            for column in range(1, len(self.names)):
+            for column in range(1, len(self.rows)):
                 filtered.addcmul_(self.root[:, column], bins[..., column : column + 1, :])
-            out |= dict(zip(self.names, torch.fft.irfft(filtered, n=self.time).unbind(-2), strict=True))
+            out |= self.rows.split(torch.fft.irfft(filtered, n=self.time), values)
         return {name: out[name] for name in values}
 
     # The root is Hermitian, and its own transpose as an operator on real signals.
@@ -172,6 +183,8 @@ def hessian_product(potential: Potential, z: Values, without: list[str]) -> Call
     leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
     with torch.enable_grad():
         energy = potential(leaves, without)
+        if not energy.requires_grad:  # of a model whose priors are all there is
+            return lambda vector: {name: torch.zeros_like(value) for name, value in leaves.items()}
         gradients = torch.autograd.grad(energy.sum(), list(leaves.values()), create_graph=True, materialize_grads=True)
     by_name = dict(zip(leaves, gradients, strict=True))
 
@@ -198,7 +211,7 @@ def diagonal_scales(potential: Potential, z: Values, names: list[str], probes: i
     scales = {}
     for name, value in curvature.items():
         mean = value.mean(0, keepdim=True) if potential.batch_ndim else value
-        scales[name] = torch.where(mean > 0, mean.clamp(min=1e-12).rsqrt(), torch.ones_like(mean))
+        scales[name] = torch.where((mean > 0) & mean.isfinite(), mean.clamp(min=1e-12).rsqrt(), torch.ones_like(mean))
     return scales
 
 

@@ -1,6 +1,6 @@
 """Source priors: the interface, the exact families and the learned ones."""
 
-from pyrosep.priors.base import SourcePrior
+from pyrosep.priors.base import SourcePrior, scores_suffice
 from pyrosep.priors.continuousflow import ContinuousFlow
 from pyrosep.priors.flowavenet import SIZES, FloWaveNet, FloWaveNetwork, FlowSize
 from pyrosep.priors.gaussian import GaussianPrior, fit_spectrum
@@ -16,4 +16,5 @@ __all__ = [
     "OscillatorPrior",
     "SourcePrior",
     "fit_spectrum",
+    "scores_suffice",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,12 +14,28 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrosep.errors import ConfigurationError, ShapeError
-from pyrosep.priors.diffusion import reverse_diffusion
+from pyrosep.errors import ConfigurationError, DivergenceError, ShapeError
+from pyrosep.priors.diffusion import is_astray, reverse_diffusion
 from pyrosep.priors.uncertainty import MeasuredUncertainty
 from pyrosep.signal.spectra import ShortTimeSpectrum, full_sum
 
-__all__ = ["SourcePrior", "mean_spectrum", "rms"]
+__all__ = ["SourcePrior", "mean_spectrum", "rms", "scores_suffice"]
+
+_scores_suffice: ContextVar[bool] = ContextVar("scores_suffice", default=False)
+
+
+@contextlib.contextmanager
+def scores_suffice() -> Iterator[None]:
+    """Within it, priors without a density may be asked for one: they give a zero whose gradient is the score.
+
+    That is all that a Langevin step needs, or a step of an optimizer on an ELBO by samples (whose value then is none).
+    What compares densities (HMC, NUTS, importance weights) would be wrong in silence.
+    """
+    token = _scores_suffice.set(True)
+    try:
+        yield
+    finally:
+        _scores_suffice.reset(token)
 
 
 class SourcePrior(TorchDistribution):
@@ -26,9 +45,9 @@ class SourcePrior(TorchDistribution):
     :math:`\epsilon \sim N(0, I)`. Being a :class:`~pyro.distributions.TorchDistribution` with event shape
     ``(time,)``, it can be a sample site of any Pyro program.
 
-    A family implements :meth:`_at_frame`, :meth:`_log_prob`, :meth:`sample`, and one of :meth:`score` and
-    :meth:`denoise`, of differentiable operations: each has a default that calls on the other, by Tweedie's formula
-    :math:`E[s | x] = x + \sigma^2 \nabla_x \log p_\sigma(x)` (Robbins, 1956; Efron, 2011).
+    A family implements :meth:`_at_frame`, :meth:`_log_prob` and :meth:`sample`, and, where that is cheaper than to
+    differentiate the density, :meth:`score` or :meth:`denoise`. Each of the two is found from the other by Tweedie's
+    formula :math:`E[s | x] = x + \sigma^2 \nabla_x \log p_\sigma(x)` (Robbins, 1956; Efron, 2011).
 
     Arguments:
         frame: samples in a frame, ``time``.
@@ -174,9 +193,19 @@ class SourcePrior(TorchDistribution):
         """Log-density in nats of frames ``(..., time)``, summed over time: ``(...)``.
 
         Its gradient in ``value`` is :meth:`score`, found in the same pass.
+
+        Raises:
+            ConfigurationError: the prior has no density (:attr:`has_density`), and this is not within
+                :func:`scores_suffice`, where a zero stands for it that has the score for its gradient.
         """
         self._check_time(value)
         self._check_alone("a density")
+        if not self.has_density and not _scores_suffice.get():
+            raise ConfigurationError(
+                f"this {type(self).__name__} has a score, but no density, which HMC, NUTS, importance weights and "
+                "bounds compare: sample by pyrosep.MALA or SGLD, or give it a density by its with_density(), if it has "
+                "one. For the gradient of an ELBO alone, take the step within pyrosep.priors.scores_suffice()"
+            )
         value = value.expand(*torch.broadcast_shapes(self.batch_shape, value.shape[:-1]), self.time)
         if torch.is_grad_enabled() and value.requires_grad:
             return _LogProbWithScore.apply(value, self)
@@ -191,10 +220,19 @@ class SourcePrior(TorchDistribution):
         return self._log_prob(value), self.score(value)
 
     def score(self, value: Tensor) -> Tensor:
-        r"""Gradient of the log-density, :math:`\nabla_x \log p_\sigma(x)`: ``(..., time)`` to ``(..., time)``."""
+        r"""Gradient of the log-density, :math:`\nabla_x \log p_\sigma(x)`: ``(..., time)`` to ``(..., time)``.
+
+        By default of the denoiser; of a family that has none, by differentiating :meth:`_log_prob`.
+        """
         self._check_time(value)
         self._check_alone("a score")
-        return (self.denoise(value) - value) / self._level(value).square()
+        if type(self).denoise is not SourcePrior.denoise:
+            return (self.denoise(value) - value) / self._level(value).square()
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = value if graph and value.requires_grad else value.detach().requires_grad_()
+            (found,) = torch.autograd.grad(self._log_prob(x).sum(), x, create_graph=graph)
+        return found
 
     def denoise(self, value: Tensor) -> Tensor:
         """Posterior mean of the clean source, :math:`E[s | x]`: ``(..., time)`` to ``(..., time)``."""
@@ -234,11 +272,25 @@ class SourcePrior(TorchDistribution):
         By default it is the end of a reverse diffusion (:mod:`pyrosep.priors.diffusion`). Its mean is right where the
         denoiser is linear, its spread too small by a share of the order of one over the number of steps. Families that
         can draw exactly override it.
+
+        Raises:
+            DivergenceError: a draw is not finite, or louder than any can be.
         """
         self._check_time(value)
         with torch.no_grad():
             value = value.expand(*torch.broadcast_shapes(self.batch_shape, value.shape[:-1]), self.time)
-            return reverse_diffusion(self, value, self.reverse_steps)
+            drawn = reverse_diffusion(self, value, self.reverse_steps)
+            astray = is_astray(self, value, drawn)
+        if bool(astray.any()):
+            level = self.sigma.expand(astray.shape)[astray.to(self.sigma.device)]
+            raise DivergenceError(
+                f"{int(astray.sum())} of {astray.numel()} draws of a clean source by a reverse diffusion are not "
+                "finite, or far louder than any can be, from noise levels "
+                f"{float(level.min()):.3g} to {float(level.max()):.3g}: the "
+                f"denoiser of this {type(self).__name__} is of no use at levels or frames that it was not trained on. "
+                "Start from a lower level"
+            )
+        return drawn
 
     def draw(self, value: Tensor, to: float | Tensor) -> Tensor:
         r"""A draw of the source at a lower noise level ``to``, given its value at ``sigma``: ``(..., time)`` each.

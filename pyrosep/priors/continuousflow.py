@@ -198,14 +198,34 @@ class ContinuousFlow(SourcePrior):
     def with_density(self, *, steps: int | None = None, probes: int | None = None) -> Self:
         """The same prior with :meth:`log_density` for its :meth:`log_prob`, and :attr:`has_density` true.
 
+        With the exact trace alone, a pass forward and back for every sample of a frame at each step: an estimate by
+        random probes is off by nats, anew each time, and no density.
+
         Arguments:
-            steps, probes: see :meth:`log_density`.
+            steps: see :meth:`log_density`.
+            probes: 0, which has to be said for frames of more than 256 samples.
+
+        Raises:
+            ConfigurationError: probes, or a long frame whose cost was not asked for.
         """
+        if probes:
+            raise ConfigurationError(
+                f"an estimate by {probes} random probes is no density; expected probes=0, or take log_density, which "
+                "tells its standard error"
+            )
         new = copy.copy(self)
         new.has_density = True
         new.density_steps = self.density_steps if steps is None else _counted("steps", steps, 1)
-        new.probes = self.probes if probes is None else _counted("probes", probes, 0)
+        new.probes = self.probes if probes is None else 0
+        new._check_exact()
         return new
+
+    def _check_exact(self) -> None:
+        if self.time > _EXACT and self.probes is None:
+            raise ConfigurationError(
+                f"the density of frames of {self.time} samples takes that many passes at each step: ask for it by "
+                "with_density(probes=0), or take log_density for an estimate and its standard error"
+            )
 
     def log_density(self, value: Tensor, *, steps: int | None = None, probes: int | None = None) -> LogDensity:
         """Log-density in nats of frames ``(..., time)`` by the probability-flow equation.
@@ -231,6 +251,7 @@ class ContinuousFlow(SourcePrior):
 
     def _log_prob(self, value: Tensor) -> Tensor:
         if self.has_density:
+            self._check_exact()
             return self.log_density(value).value
         if not (torch.is_grad_enabled() and value.requires_grad):
             return value.new_zeros(self._batch_of(value))

@@ -7,13 +7,35 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyrosep.signal.spectra import full_sum
+
 if TYPE_CHECKING:
     from pyrosep.priors.base import SourcePrior
 
-__all__ = ["reverse_diffusion"]
+__all__ = ["is_astray", "reverse_diffusion"]
 
 #: Where a reverse diffusion ends if the lowest level is zero: so much of where it starts.
 _NEARLY_CLEAN = 1e-3
+
+
+#: A draw that is louder than its value, the noise and the source together by this factor is none.
+_LOUDER = 10.0
+
+
+def is_astray(prior: SourcePrior, value: Tensor, drawn: Tensor) -> Tensor:
+    """Which draws of the clean source given its value are not finite, or far louder than any can be: ``(...)``.
+
+    A draw differs from the value by noise of the prior's level. Denoisers that are asked at levels, or of frames, that
+    they have never seen may lead a reverse diffusion anywhere.
+    """
+
+    def loudness(x: Tensor) -> Tensor:
+        return x.double().square().mean(-1).sqrt()
+
+    spectrum = prior.spectrum
+    own = 0.0 if spectrum is None else float(full_sum(spectrum.double(), prior.time).div(prior.time).sqrt())
+    limit = _LOUDER * (loudness(value) + prior.sigma.to(value.device).double() + own)
+    return ~(loudness(drawn) <= limit) & value.isfinite().all(-1)
 
 
 def reverse_diffusion(prior: SourcePrior, value: Tensor, steps: int) -> Tensor:

@@ -18,8 +18,9 @@ from pyrosep.guides.encoder import EncoderGuide, check_mix
 from pyrosep.infer.response import base_distribution
 from pyrosep.metrics import si_sdr, sounding
 from pyrosep.mixing import at_level, plate_nesting
-from pyrosep.priors import SourcePrior
+from pyrosep.priors import SourcePrior, scores_suffice
 from pyrosep.priors.base import rms
+from pyrosep.reading import Reading
 from pyrosep.training.objectives import OBJECTIVES, GuideObjective
 from pyrosep.training.settings import TrainingSettings
 from pyrosep.training.trainer import Trainer, TrainingResult, trainer_or_preset
@@ -207,7 +208,8 @@ class _Run:
             found = conditioned(batched, mix, values)
             return -(self._weighted(found, mix) if self.beta else found.log_prob_sum()) / scale
         model = over_mixes(at_level(self.model, self.level(step - self.simulated)), len(mix), self.nesting)
-        return Trace_ELBO().differentiable_loss(model, batched, mix) / scale
+        with scores_suffice():
+            return Trace_ELBO().differentiable_loss(model, batched, mix) / scale
 
     def _weighted(self, found: poutine.Trace, mix: Tensor) -> Tensor:
         """The log-density with each sample of a source weighed by its own deviation."""
@@ -256,6 +258,10 @@ class _Validation:
                 self.truth = _truth(held_out, len(self.mix), len(run.counted.guide.names))
             else:
                 self.mix = None if self.simulated is None else self.simulated[0]
+            if self.mix is not None and num_samples:
+                priors = Reading.of(poutine.trace(run.model).get_trace(self.mix[0])).priors
+                if not all(prior.has_density for prior in priors.values()):
+                    self.num_samples = 0  # there is no bound without densities
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         guide, run = self.run.counted.guide, self.run

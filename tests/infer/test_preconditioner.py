@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyrosep import (
     MALA,
@@ -15,7 +16,7 @@ from pyrosep import (
     Potential,
     SpectralPreconditioner,
 )
-from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.errors import ConfigurationError, InitializationError, ShapeError
 from pyrosep.infer import IdentityPreconditioner
 from pyrosep.infer.preconditioner import make_preconditioner
 from pyrosep.mixing import linear_mix, panned_mix, soft_clipped_mix, unknown_gains_mix
@@ -235,3 +236,80 @@ def test_measured_curvature_between_modes_is_positive(double):
     assert float(eigenvalues.min()) > 0
     largest = float((at.spectrum + 1.0).max()) ** 0.5
     assert float(eigenvalues.max()) <= largest * (1 + 1e-9)
+
+
+# --- any model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", [False, True])
+def test_sources_of_one_site_are_coupled(double, event):
+    """The same precision as of sites of their own: a plate's members explain one mix together."""
+    prior = GaussianPrior(torch.tensor([2.0, 1.0, 0.5]), 8, sigma_min=0.1)
+    gains, mix = torch.tensor([1.0, 0.7]), torch.randn(8)
+
+    def together(mix):
+        if event:
+            s = pyro.sample("s", prior.expand([2]).to_event(1))
+        else:
+            with pyro.plate("k", 2):
+                s = pyro.sample("s", prior)
+        pyro.sample("mix", dist.Normal((gains[:, None] * s).sum(-2), 0.1).to_event(1), obs=mix)
+
+    found = []
+    for model in (together, linear_mix({"a": prior, "b": prior}, gains, 0.1)):
+        potential = Potential(model, (mix,), num_chains=3)
+        z = potential.unconstrain(potential.prior_draw)
+        found.append(SpectralPreconditioner(potential, z))
+    torch.testing.assert_close(found[0].root, found[1].root)
+    white = torch.randn(3, 2, 8)
+    one, two = found[0].color({"s": white})["s"], found[1].color({"a": white[:, 0], "b": white[:, 1]})
+    torch.testing.assert_close(one, torch.stack([two["a"], two["b"]], 1))
+
+
+def prior_only(prior):
+    def model():
+        pyro.sample("a", prior)
+        pyro.sample("gain", dist.LogNormal(0.0, 1.0))
+
+    return model
+
+
+def masked(prior):
+    def model():
+        a = pyro.sample("a", prior)
+        kept = torch.zeros(8, dtype=torch.bool)
+        pyro.sample("mix", dist.Normal(a, 0.5).mask(kept).to_event(1), obs=torch.ones(8))
+
+    return model
+
+
+def masked_by_handler(prior):
+    def model():
+        a = pyro.sample("a", prior)
+        with poutine.mask(mask=False):
+            pyro.sample("mix", dist.Normal(a, 0.5).to_event(1), obs=torch.ones(8))
+
+    return model
+
+
+@pytest.mark.parametrize("make", [prior_only, masked, masked_by_handler])
+@pytest.mark.parametrize("curvature", ["posterior", "measured", "prior"])
+def test_a_model_without_data(double, make, curvature):
+    """The priors are all the curvature that there is."""
+    prior = GaussianPrior(torch.tensor([2.0, 1.0, 0.5]), 8, sigma_min=0.1)
+    potential = Potential(make(prior), num_chains=3)
+    z = potential.unconstrain(potential.prior_draw)
+    found = SpectralPreconditioner(potential, z, curvature=curvature)
+    torch.testing.assert_close(found.root[0, 0], prior.variance(torch.zeros(())).sqrt() + 0j)
+    LangevinMCMC(MALA(make(prior)), 4, 4, num_chains=3, seed=0).run()
+
+
+def test_curvature_that_is_not_finite_is_named():
+    prior = GaussianPrior(torch.ones(2), 8)
+
+    def model(mix):
+        a = pyro.sample("a", prior)
+        pyro.sample("mix", dist.Normal(a.abs().pow(1.5), 0.5).to_event(1), obs=mix)
+
+    with pytest.raises(InitializationError, match="curvature of the model in 'a' is not finite"):
+        LangevinMCMC(MALA(model), 4, num_chains=2, init="mix", seed=0).run(torch.zeros(8))

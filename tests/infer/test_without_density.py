@@ -2,13 +2,19 @@
 
 import functools
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import HMC, MCMC, NUTS, SVI, Importance, Trace_ELBO, TraceMeanField_ELBO
 
 from pyrosep import MALA, AnnealedSearch, ContinuousFlow, GaussianPosterior, GaussianPrior, GibbsMALA, LangevinMCMC
-from pyrosep.infer import LangevinMoves, SweepMoves
+from pyrosep.errors import DivergenceError
+from pyrosep.guides import log_weights
+from pyrosep.infer import LangevinMoves, Potential, SweepMoves, noised
 from pyrosep.mixing import linear_mix
 from pyrosep.nn.denoiser import DenoiserSize
+from pyrosep.priors import scores_suffice
 
 
 class Bare(GaussianPrior):
@@ -85,3 +91,105 @@ def test_a_search_with_continuous_flows(double, wiener, coupling, mean_agrees):
     mean_agrees(draws, posterior.mean)
     mean_agrees((draws - posterior.mean).square(), posterior.stddev.square().unsqueeze(-1).expand(2, time))
     assert 0.2 < float(kernel.mean_accept_prob) <= 1
+
+
+# --- where a density is needed -----------------------------------------------------------------------------------
+
+
+def guide(mix):
+    """Mean-field, of the sources a and b."""
+    for name in "ab":
+        loc = pyro.param(f"{name} loc", torch.zeros_like(mix))
+        pyro.sample(name, dist.Normal(loc, 1.0).to_event(1))
+
+
+NEED_DENSITIES = {
+    "HMC": lambda model, mix: MCMC(HMC(model), 2, warmup_steps=2, disable_progbar=True).run(mix),
+    "NUTS": lambda model, mix: MCMC(NUTS(model), 2, warmup_steps=2, disable_progbar=True).run(mix),
+    "NUTS at a level": lambda model, mix: MCMC(NUTS(noised(model, 0.5)), 2, 2, disable_progbar=True).run(mix),
+    "weights": lambda model, mix: log_weights(model, guide, mix, 30),
+    "importance": lambda model, mix: Importance(model, guide, num_samples=2).run(mix),
+    "ELBO": lambda model, mix: SVI(model, guide, pyro.optim.Adam({}), Trace_ELBO()).step(mix),
+    "mean-field ELBO": lambda model, mix: SVI(model, guide, pyro.optim.Adam({}), TraceMeanField_ELBO()).step(mix),
+}
+
+
+@pytest.mark.parametrize("method", NEED_DENSITIES.values(), ids=NEED_DENSITIES)
+def test_what_compares_densities_refuses_priors_without_one(bare, method):
+    with pytest.raises(ValueError, match=r"no density|has none"):  # Pyro wraps it, and keeps what it says
+        method(bare.model, bare.mix)
+
+
+def test_a_step_that_needs_the_gradient_alone(bare):
+    """The gradient of an ELBO by samples is that of the model with densities."""
+    gradients = []
+    for model in (bare.model, linear_mix({n: p.at(0.1) for n, p in bare.priors.items()}, bare.gains, bare.noise)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        with scores_suffice():
+            Trace_ELBO().loss_and_grads(model, guide, bare.mix)
+        gradients.append(torch.stack([pyro.param(f"{name} loc").grad for name in "ab"]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
+
+
+def test_langevin_kernels_run_under_stock_mcmc_without_densities(bare):
+    MCMC(MALA(bare.model), 2, warmup_steps=2, disable_progbar=True).run(bare.mix)
+
+
+# --- denoisers that lead draws astray ----------------------------------------------------------------------------
+
+
+class Runaway(Bare):
+    """A denoiser that is of no use above a level."""
+
+    exact_draws = False
+    draw_clean = GaussianPrior.__mro__[1].draw_clean
+    draw = GaussianPrior.__mro__[1].draw
+    limit = 0.5
+
+    def denoise(self, value):
+        return torch.where(self._level(value) > self.limit, 1e6 * value, super().denoise(value))
+
+
+def test_draws_that_run_away_are_named():
+    prior = Runaway(torch.ones(2), 16, sigma_min=0.1)
+    x = torch.randn(4, 16)
+    assert prior.at(0.4).draw_clean(x).isfinite().all()
+    with pytest.raises(DivergenceError, match=r"2 of 4 draws of a clean source .* from noise levels 0\.9 to 0\.9"):
+        prior.at(torch.tensor([0.3, 0.9, 0.4, 0.9])).draw_clean(x)
+
+
+def test_a_search_keeps_what_it_has_where_a_draw_runs_away():
+    prior = Runaway(torch.ones(2), 16, sigma_min=0.1)
+    priors = {"a": GaussianPrior(torch.ones(2), 16, sigma_min=0.1), "b": prior}
+    mix = torch.randn(16)
+    found = AnnealedSearch((2.0, 0.3), "sweeps", redraws=2).run(linear_mix(priors), mix, num_chains=3, seed=0)
+    assert all(float(value.abs().max()) < 10 for value in found.values().values())
+    prior.limit = 0.0
+    with pytest.raises(DivergenceError, match="no draw of 'b' given the other sources was finite"):
+        AnnealedSearch((2.0, 0.3), "sweeps", redraws=2).run(linear_mix(priors), mix, num_chains=3, seed=0)
+
+
+# --- a density alone ---------------------------------------------------------------------------------------------
+
+
+class DensityAlone(GaussianPrior):
+    """A prior of one's own: neither score nor denoiser."""
+
+    score = GaussianPrior.__mro__[1].score
+    denoise = GaussianPrior.__mro__[1].denoise
+    _log_prob_and_score = GaussianPrior.__mro__[1]._log_prob_and_score
+
+
+def test_a_density_alone_makes_a_prior(double):
+    own, whole = (kind(torch.tensor([2.0, 1.0, 0.5]), 8, sigma_min=0.1) for kind in (DensityAlone, GaussianPrior))
+    x = torch.randn(3, 8, requires_grad=True)
+    for name in ("score", "denoise", "log_prob"):
+        torch.testing.assert_close(getattr(own, name)(x), getattr(whole, name)(x))
+    assert torch.autograd.gradcheck(own.score, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(own.score(x), whole.score(x))
+    mix = torch.randn(8)
+    one, two = (Potential(linear_mix({"a": prior}), (mix,), num_chains=2) for prior in (own, whole))
+    z = {"a": torch.randn(2, 8)}
+    torch.testing.assert_close(one.value_and_grad(z)[1]["a"], two.value_and_grad(z)[1]["a"])

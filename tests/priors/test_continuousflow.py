@@ -11,6 +11,7 @@ from pyrosep.infer import Potential
 from pyrosep.mixing import linear_mix
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import DENOISERS, BandDenoiser, Denoiser, DenoiserSize
+from pyrosep.priors import scores_suffice
 from pyrosep.priors.stacked import StackedFlows
 
 TIME, TOP = 24, 20.0
@@ -192,7 +193,10 @@ def test_log_prob_is_no_density_unless_asked_for(double):
     flow = random_flow().at(0.4)
     x = flow.sample((3,)).requires_grad_()
     assert not flow.has_density
-    log_prob = flow.log_prob(x)
+    with pytest.raises(ConfigurationError, match="a score, but no density"):
+        flow.log_prob(x)
+    with scores_suffice():
+        log_prob = flow.log_prob(x)
     assert torch.equal(log_prob, torch.zeros(3))
     (gradient,) = torch.autograd.grad(log_prob.sum(), x)
     torch.testing.assert_close(gradient, flow.score(x))
@@ -202,6 +206,17 @@ def test_log_prob_is_no_density_unless_asked_for(double):
     with torch.no_grad():
         torch.testing.assert_close(asked.log_prob(x), flow.log_density(x, steps=8).value)
     assert asked.at(0.7).frame(16).has_density
+
+
+def test_an_estimate_of_a_density_is_none():
+    with pytest.raises(ConfigurationError, match="16 random probes is no density"):
+        random_flow().with_density(probes=16)
+    with pytest.raises(ConfigurationError, match=r"frames of 300 samples .* with_density\(probes=0\)"):
+        random_flow().frame(300).with_density()
+    longer = random_flow().with_density(steps=2).frame(300)
+    with pytest.raises(ConfigurationError, match="frames of 300 samples"):
+        longer.log_prob(torch.zeros(300))
+    assert random_flow().frame(300).with_density(probes=0).has_density
 
 
 def test_an_energy_takes_one_pass_for_each_source():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyrosep.errors import DivergenceError
 from pyrosep.infer.response import LinearMix
 from pyrosep.priors import SourcePrior
 from pyrosep.priors.base import rms
@@ -56,6 +57,8 @@ class Redraws:
             index: of a source for each chain, ``(n,)``.
             chains: their numbers, ``(n,)``.
             sigma: level of the ladder.
+
+        A draw that a learned denoiser leads astray is NaN.
         """
         own, common = self.own[index], self.own.square().mean()
         wide = self.mix.noise[chains, 0].square()
@@ -68,7 +71,7 @@ class Redraws:
             if len(rows):
                 # What the others leave is the source in noise, and while the search goes on in what they got wrong.
                 others = float(prior.knows_interference and sigma > 0)
-                drawn[rows] = prior.at(level[rows], others).draw(residual[rows], own[rows])
+                drawn[rows] = _drawn(prior.at(level[rows], others), residual[rows], own[rows])
         cost = [1 if prior.exact_draws else prior.reverse_steps + 1 for prior in self.priors]
         self.calls[chains.cpu()] += torch.tensor(cost)[index.cpu()]
         return drawn
@@ -102,6 +105,17 @@ class Redraws:
             for index in (first, second):
                 sources[rows, index] = self.draw(sources, index, chains, sigma)
         return sources
+
+
+def _drawn(prior: SourcePrior, value: Tensor, own: Tensor) -> Tensor:
+    """Draws ``(n, time)`` at a prior's levels ``(n,)``; NaN where a learned denoiser leads one astray."""
+    try:
+        return prior.draw(value, own)
+    except DivergenceError:
+        if len(value) == 1:
+            return torch.full_like(value, torch.nan)
+    one = torch.arange(len(value), device=value.device).unsqueeze(-1)
+    return torch.cat([_drawn(prior.at(prior.sigma[row]), value[row], own[row]) for row in one])
 
 
 def _with_steps(prior: SourcePrior, steps: int) -> SourcePrior:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosep.errors import ConfigurationError
+from pyrosep.errors import ConfigurationError, DivergenceError
 from pyrosep.infer.linear import linear_mix_of
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import diagonal_scales
@@ -73,6 +73,8 @@ class SweptChains(SearchedChains):
         self.sweeps = sweeps
         self.others = [name for name in z if name not in self.names]
         self.fixed = mix is not None
+        #: Draws of each source in this descent, and those that were finite: ``(source, 2)``.
+        self._found = torch.zeros(len(self.rows), 2, dtype=torch.int64)
         # The prior's own draws are far from any mix; about silence a neighbour is what it is for quiet sources.
         quiet = {name: torch.zeros_like(z[name]) if name in self.names else z[name] for name in z}
         self.redraws = Redraws(potential.rows.priors, mix or self._neighbour(quiet), reverse_steps=reverse_steps)
@@ -98,11 +100,19 @@ class SweptChains(SearchedChains):
             else:
                 sources[torch.arange(len(chains), device=chains.device).unsqueeze(-1), blocks] = 0.0
             self._put(chains, sources)
+        self._found = torch.zeros(len(self.rows), 2, dtype=torch.int64, device=chains.device)
         for sigma in ladder:
             for _ in range(self.sweeps):
                 self._sweep(chains, sigma, blocks)
             if self.others:
                 self._move_others(chains, sigma)
+        drawn, fine = self._found.unbind(-1)
+        if lost := [label for label, bad in zip(self.rows.labels, (drawn > 0) & (fine == 0), strict=True) if bad]:
+            raise DivergenceError(
+                f"no draw of {', '.join(map(repr, lost))} given the other sources was finite and of a possible size, "
+                f"from noise level {ladder[0]:.3g} down: its prior's denoiser is of no use here. Give the search a "
+                "lower ladder, or start chains elsewhere"
+            )
 
     def _sweep(self, chains: Tensor, sigma: float, blocks: Tensor | None) -> None:
         if blocks is None:
@@ -115,7 +125,9 @@ class SweptChains(SearchedChains):
             sources = self._sources(chains)
             drawn = self.redraws.draw(sources, index, chains, sigma)
             # A learned denoiser may lead a draw astray.
-            sources[rows, index] = torch.where(drawn.isfinite().all(-1, keepdim=True), drawn, sources[rows, index])
+            fine = drawn.isfinite().all(-1)
+            self._found.index_add_(0, index, torch.stack([torch.ones_like(index), fine.to(index)], -1))
+            sources[rows, index] = torch.where(fine.unsqueeze(-1), drawn, sources[rows, index])
             self._put(chains, sources)
 
     def _move_others(self, chains: Tensor, sigma: float, steps: int = 3, size: float = 0.5) -> None:
