@@ -17,7 +17,19 @@ from .infer import (
     noised,
 )
 from .priors import ContinuousFlow, FloWaveNet, GaussianPrior, OscillatorPrior, SourcePrior, fit_spectrum
-from .separation import Separation, Separator, Settings, separate
+from .separation import (
+    Chains,
+    FromGuide,
+    LocalSearch,
+    OnePass,
+    Separation,
+    Separator,
+    Settings,
+    SharedDescent,
+    Wiener,
+    choose_method,
+    separate,
+)
 from .training.guides import fit_guide
 from .version import __version__
 from .zoo import PriorSet, load_guide, load_priors, save_guide, save_priors
@@ -27,23 +39,30 @@ __all__ = [
     "SGLD",
     "AnnealedSGLD",
     "AnnealedSearch",
+    "Chains",
     "ContinuousFlow",
     "EncoderGuide",
     "FloWaveNet",
+    "FromGuide",
     "GaussianPosterior",
     "GaussianPrior",
     "GibbsMALA",
     "LangevinMCMC",
+    "LocalSearch",
+    "OnePass",
     "OscillatorPrior",
     "Potential",
     "PriorSet",
     "Separation",
     "Separator",
     "Settings",
+    "SharedDescent",
     "SourcePrior",
     "SpectralPreconditioner",
+    "Wiener",
     "__version__",
     "audio",
+    "choose_method",
     "compare_chains",
     "data",
     "diagnostics",

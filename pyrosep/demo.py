@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,8 @@ def demo_song() -> tuple[Tensor, dict[str, Tensor], int]:
 def run_song_demo(
     out: Path,
     *,
-    settings: Settings | None = None,
+    chains: int | None = None,
+    seed: int = 0,
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -176,11 +176,10 @@ def run_song_demo(
         ``scores``: by method and source, SI-SDR in dB; ``run``: the report of the chains; ``chains``: how many for each
         window; ``picture``: its path.
     """
-    settings = settings or Settings()
     mix, truth, rate = demo_song()
     priors = load_priors(MODEL, device=device)
-    method = choose_method(settings, priors)
-    settings = replace(settings, keep=min(KEPT, method.count or KEPT))
+    method = choose_method(priors, chains=chains)
+    settings = Settings(method, keep=min(KEPT, method.count or KEPT), seed=seed)
     names = list(priors)
     reference = torch.stack([truth[name] for name in names])
     out.mkdir(parents=True, exist_ok=True)
@@ -195,8 +194,8 @@ def run_song_demo(
         for name in names
     }
     plain = load_priors(PLAIN_MODEL, sources=names, device=device)
-    wiener = separate(mix, rate, plain, Settings(method="exact")).mean
-    guided = separate(mix, rate, priors, replace(settings, method="guide", keep=0)).mean
+    wiener = separate(mix, rate, plain, method="exact").mean
+    guided = separate(mix, rate, priors, method="guide", seed=seed).mean
     estimates = {
         "mix as estimate": mix.expand_as(reference),
         "Gaussian priors": wiener,

@@ -19,8 +19,10 @@ from command_line import run
 
 from pyrosep import EncoderGuide, GaussianPrior, audio, save_guide, save_priors
 from pyrosep.cli import app
+from pyrosep.cli.manners import described
+from pyrosep.data.catalog import open_data_sets
 from pyrosep.nn.refining import UNetSize
-from pyrosep.separation import Settings, separate
+from pyrosep.separation import METHODS, separate
 from pyrosep.zoo import load_priors, prior_set_info
 
 RATE = 8_000
@@ -137,6 +139,21 @@ def test_every_option_has_one_meaning_and_a_help(words):
     assert [one.names for one in arguments if not one.parameter.help] == []
 
 
+@pytest.mark.parametrize("command", [("separate",), ("evaluate",), ("train-prior", "gaussian")])
+def test_help_tells_what_a_command_does_and_shows_how(command):
+    """As the page on the command line does, and not the one line that stands for it among other commands."""
+    text = " ".join(done(*command, "--help").output.split())
+    told = described(commands()[command].default_command)
+    assert " ".join(told.split("\n\n")[1].replace("`", "").split()) in text
+    assert f"$ pyrosep {' '.join(command)}" in text
+
+
+def test_help_of_separate_says_what_each_method_costs_and_gives():
+    text = done("separate", "--help").output
+    for method in METHODS:
+        assert re.search(rf"{re.escape(method)}: [\d.]+ dB in [\d.]+ s", text), method
+
+
 def test_help_of_separate_names_its_options():
     text = done("separate", "--help").output
     for option in ("-n", "--model", "-o", "--out", "--method", "--chains", "--draws", "--segment", "--overlap"):
@@ -202,7 +219,7 @@ def test_separate_a_file(song, model, tmp_path):
     report = json.loads(figures.read_text())
     assert report == {"song": json.loads((folder / "run.json").read_text())}
     assert report["song"]["settings"]["seed"] == 3
-    assert report["song"]["settings"]["chains"] == 2
+    assert report["song"]["method"]["chains"] == 2
     assert report["song"]["device"] == "cpu"
     assert str(folder) in result.stdout
     assert "R-hat" in result.stdout
@@ -268,7 +285,7 @@ def test_separate_with_denoisers_that_filter(song, tmp_path, filtering_flows):
     assert json.loads((tmp_path / "diagnosed.json").read_text())["chains"] == []
     # Untrained they are stationary Gaussians of these spectra, nearly: the exact posterior's mean is close.
     exact = {name: GaussianPrior(own, 4000, sample_rate=RATE) for name, own in spectra.items()}
-    mean = separate(audio.read(song).samples, RATE, exact, Settings(method="exact")).mean
+    mean = separate(audio.read(song).samples, RATE, exact, method="exact").mean
     for k, name in enumerate(priors):
         found = audio.read(folder / f"{name}.wav").samples
         assert float((found - mean[k]).square().mean() / mean[k].square().mean()) < 0.5
@@ -632,6 +649,8 @@ def test_cuda(song, model, tmp_path):
         (("--segment", "inf"), "segment must be a positive number"),
         (("--segment", "0.0001"), "fewer than 2 samples"),
         (("--chains", "1", "--draws", "1"), "at least 2 chains or draws"),
+        (("--method", "exact", "--chains", "3"), "method 'exact' takes no chains under these priors"),
+        (("--redraws", "3"), "method 'langevin' takes no redraws under these priors; it takes chains, draws"),
         (("--source", "tuba"), "asked for ['tuba']"),
     ],
 )
@@ -670,7 +689,8 @@ def guided(model, tmp_path_factory):
 @pytest.mark.parametrize("method", [None, "guide", "guide+langevin", "langevin"])
 def test_separate_with_the_models_own_guide(method, song, guided, tmp_path):
     options = () if method is None else ("--method", method)
-    done("separate", song, "-n", guided, "-o", tmp_path / "out", *options, *QUICK)
+    numbers = ("--segment", 0.1) if method == "guide" else QUICK
+    done("separate", song, "-n", guided, "-o", tmp_path / "out", *options, *numbers)
     folder = tmp_path / "out" / "tiny" / "song"
     sums_to(folder, noise(2))
     run_ = json.loads((folder / "run.json").read_text())
@@ -779,6 +799,7 @@ def test_a_bad_ladder_is_said(tmp_path, ladder):
         (("--data", "STEMS", "--source", "tuba"), "'tuba'"),
         (("--data", "STEMS", "--method", "magic"), "method must be one of"),
         (("--data", "toy", "--source", "tuba"), "tuba"),
+        (("--data", "STEMS", "--method", "exact", "--chains", "3"), "none of the methods exact takes chains"),
         (("--data", "toy", "--method", "exact", "--songs", "1"), "needs Gaussian priors"),
     ],
 )
@@ -1142,7 +1163,13 @@ def test_train_continuousflow(tmp_path):
 
 
 @lightning
-def test_train_continuousflow_on_recordings(tmp_path, stems):
+def test_train_continuousflow_on_recordings(tmp_path, stems, monkeypatch):
+    """Of all sources, whose recordings are opened once."""
+    opened = []
+    monkeypatch.setattr(
+        "pyrosep.data.catalog.open_data_sets",
+        lambda *names, **options: opened.append(names) or open_data_sets(*names, **options),
+    )
     options = ("--sample-rate", "4000", "--gain-jitter", "3", "--pitch-jitter", "0.5", "--flip", "--takes", "0.2")
     arguments = (
         "train-prior",
@@ -1160,6 +1187,8 @@ def test_train_continuousflow_on_recordings(tmp_path, stems):
     assert result.exit_code == 0, result.output
     info = prior_set_info(tmp_path / "out")
     assert (info.family, info.sample_rate, info.frame) == ("continuousflow", 4000, 64)
+    assert info.sources == ("high", "low")
+    assert len(opened) == 1
 
 
 @lightning
@@ -1183,6 +1212,6 @@ def test_train_continuousflow_mistakes(tmp_path):
         (("--takes", "2"), "takes from 0 to 1"),
         (("--interference", "0.5", "--told", "all"), "may be told nothing, presence, level, apart of interference"),
         (("--workers", "2", "--devices", "2"), "several workers take one device a source"),
-        (("--start", "toy"), "expected a model of ContinuousFlow priors to start from; toy has OscillatorPrior"),
+        (("--start", "toy"), "expected a model of continuousflow priors to start from; toy has oscillator priors"),
     ):
         assert said in failed(*DENOISER, "-o", tmp_path, *arguments)

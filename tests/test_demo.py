@@ -8,7 +8,6 @@ import torch
 from pyrosep import audio, load_priors
 from pyrosep.demo import MODEL, PLAIN_MODEL, STREAMS, demo_song, run_clipped_demo, run_song_demo, run_toy_demo
 from pyrosep.errors import MissingDependencyError
-from pyrosep.separation import Settings
 from pyrosep.zoo import prior_sets
 
 #: What each prior of a model may weigh, in bytes.
@@ -52,8 +51,7 @@ def test_the_demonstration(tmp_path, song, monkeypatch):
         lambda: (mix[:, short], {name: stem[:, short] for name, stem in stems.items()}, rate),
     )
     steps = []
-    settings = Settings(chains=2)
-    result = run_song_demo(tmp_path, settings=settings, progress=lambda done, total: steps.append((done, total)))
+    result = run_song_demo(tmp_path, chains=2, progress=lambda done, total: steps.append((done, total)))
     assert list(result["scores"]) == ["mix as estimate", "Gaussian priors", "guide", "chains from the guide"]
     for scores in result["scores"].values():
         assert set(scores) == set(STREAMS)

@@ -65,7 +65,8 @@ def calibrate(
             frames,
             prior_set_info(model).sample_rate,
             methods=chosen,
-            settings=Settings(chains=chains, seed=seed),
+            numbers={"chains": chains},
+            settings=Settings(seed=seed),
             progress=update,
         )
     save_temperatures(model, {method: round(one["temperature"], 3) for method, one in found.items()})

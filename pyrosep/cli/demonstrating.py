@@ -36,7 +36,6 @@ def demo(
         chains: Chains for each window. By default 8, or 4 for the clipped mix.
     """
     from pyrosep.demo import MODEL, demo_song, run_clipped_demo, run_song_demo, run_toy_demo
-    from pyrosep.separation import Settings
 
     start = time.perf_counter()
     on = chosen_device(device)
@@ -50,7 +49,7 @@ def demo(
         result["clipped"] = run_clipped_demo(out, chains=chains or 4, seed=seed, device=on, progress=update)
     bar, update = track_progress("a song", report.quiet)
     with bar:
-        result["song"] = run_song_demo(out, settings=Settings(chains=chains, seed=seed), device=on, progress=update)
+        result["song"] = run_song_demo(out, chains=chains, seed=seed, device=on, progress=update)
     result["total_seconds"] = round(time.perf_counter() - start, 1)
     write_json(report.json, result)
     if report.quiet:

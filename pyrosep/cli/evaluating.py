@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from cyclopts.types import PositiveFloat, PositiveInt
 from rich.table import Table
 
 from pyrosep.cli.manners import complain, one_line, print_table, progress_bar, say, write_json
+from pyrosep.cli.method_options import MethodOptions, Numbers
 from pyrosep.cli.options import (
     DEFAULT_MODEL,
     Device,
@@ -25,7 +26,7 @@ from pyrosep.cli.options import (
 from pyrosep.errors import DataError, PyrosepError
 
 if TYPE_CHECKING:
-    from pyrosep.separation import Settings
+    from pyrosep.separation import Method, Settings
     from pyrosep.zoo import PriorSet
 
 
@@ -43,6 +44,7 @@ def evaluate(
     stereo: bool = False,
     bss_eval: bool = False,
     settings: Annotated[EvaluationOptions, Parameter(name="*")] = EvaluationOptions(),
+    numbers: Numbers = MethodOptions(),
     device: Device = "auto",
     report: Report = Reporting(),
 ) -> None:
@@ -68,7 +70,7 @@ def evaluate(
     """
     from pyrosep.evaluation.scores import aggregate
     from pyrosep.evaluation.scores import evaluate as score
-    from pyrosep.separation import choose_method
+    from pyrosep.separation import choose_method, choose_methods
     from pyrosep.zoo import prior_set_info
 
     place = prior_set_info(model or ("toy" if data == "toy" else DEFAULT_MODEL)).folder
@@ -84,7 +86,7 @@ def evaluate(
     else:
         references, count = _songs(data, subset, sources, songs, tell, seconds=seconds, mono=not stereo)
         priors = chosen_priors(place, guide, device)  # all of its sources explain the mix, whichever are scored
-    chosen = methods or [choose_method(settings, priors).name]
+    chosen = choose_methods(priors, methods or [choose_method(priors).name], **numbers.given())
     total = count + len(failed)
     with progress_bar(count, "evaluating", report.quiet) as bar:
         scores, factors = score(
@@ -137,16 +139,14 @@ def _songs(
     return song_references(islice(opened, count), names, on_failure=on_failure, **options), count
 
 
-def _figures(data: str, priors: PriorSet, settings: Settings, methods: list[str]) -> dict[str, Any]:
+def _figures(data: str, priors: PriorSet, settings: Settings, methods: dict[str, Method]) -> dict[str, Any]:
     """What was asked for, and what it came to."""
-    from pyrosep.separation import choose_method
-
     return {
         "data": data,
         "model": priors.name,
         "guide": None if priors.guide_info is None else priors.guide_info.name,
-        "settings": asdict(settings),
-        "methods": {name: choose_method(replace(settings, method=name), priors).numbers() for name in methods},
+        "settings": settings.of_track(),
+        "methods": {name: method.numbers() for name, method in methods.items()},
         "gains": priors.gains if settings.gains is None else settings.gains,
     }
 

@@ -16,6 +16,7 @@ from docstring_parser import parse
 
 from pyrosep import experiments
 from pyrosep.cli.manners import say, track_progress, write_json
+from pyrosep.cli.method_options import MethodOptions
 from pyrosep.cli.options import EvaluationOptions, Report, Reporting, chosen_device
 from pyrosep.experiments import audit as auditing
 from pyrosep.experiments import flows as flowing
@@ -70,7 +71,7 @@ class HeldOutOptions:
 
 
 #: Keywords that are objects, whose parts are the options.
-_FLAT: dict[str, type] = {"held_out": HeldOutOptions, "settings": EvaluationOptions}
+_FLAT: dict[str, type] = {"held_out": HeldOutOptions, "settings": EvaluationOptions, "numbers": MethodOptions}
 
 
 def by_commas(kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
@@ -117,6 +118,8 @@ def command_of(
         chosen_device("cpu")  # studies run on the CPU, in processes of their own, but for held-out frames
         if "held_out" in help_of:
             keywords["held_out"] = keywords.get("held_out", HeldOutOptions()).load()
+        if "numbers" in help_of:
+            keywords["numbers"] = keywords.get("numbers", MethodOptions()).given()
         bar, update = track_progress(study.__name__.replace("_", "-"), report.quiet)
         with bar:
             found = study(out, **keywords, progress=update)

@@ -12,14 +12,18 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from pyrosep.cli.guide_mixes import GuideMixes
 from pyrosep.cli.manners import figures_line, finite, say, write_json
 from pyrosep.cli.options import (
-    Anew,
-    AugmentationOptions,
     Data,
     Gains,
     Model,
     Out,
     Report,
     Reporting,
+)
+from pyrosep.cli.training_options import (
+    Anew,
+    AugmentationOptions,
+    Half,
+    Summary,
     TrainingOptions,
     with_preset,
 )
@@ -217,15 +221,10 @@ class MixingOptions:
 
 @dataclass(frozen=True)
 class WritingOptions:
-    """How a guide is written.
+    """How a guide is written."""
 
-    Attributes:
-        half: Write the weights in half precision, or single.
-        summary: One line for ``pyrosep models``.
-    """
-
-    half: Annotated[bool, Parameter(negative="--full")] = True
-    summary: str = ""
+    half: Half = True
+    summary: Summary = ""
 
     def save(self, out: Path, guide: EncoderGuide, info: PriorSetInfo, frame: int, provenance: dict[str, Any]) -> None:
         """Write a guide of a prior set, for mixes of so many samples."""

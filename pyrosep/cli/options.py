@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from pyrosep.errors import ConfigurationError
+from pyrosep.separation.methods import METHODS
 from pyrosep.separation.settings import Settings
-from pyrosep.training.augmentation import Augmentation
-from pyrosep.training.interference import Interference
-from pyrosep.training.settings import PRESETS, TrainingSettings
 
 if TYPE_CHECKING:
     from pyrosep.data.catalog import DataSets
+    from pyrosep.training.augmentation import Augmentation
     from pyrosep.zoo import PriorSet
 
 #: What songs are separated by where no model is named.
@@ -36,18 +35,6 @@ Sources = Annotated[list[str] | None, Parameter(name="--source", help="A source;
 Seed = Annotated[int, Parameter(help="Seed of all that is random.")]
 Device = Annotated[str, Parameter(alias="-d", help="auto, cpu, cuda or cuda:N.")]
 Chains = Annotated[PositiveInt | None, Parameter(help="Chains for each window.")]
-Summary = Annotated[str, Parameter(help="One line for `pyrosep models`.")]
-Anew = Annotated[bool, Parameter(name="--overwrite", help="Start anew where there is a checkpoint.")]
-Half = Annotated[bool, Parameter(negative="--full", help="Write the weights in half precision, or single.")]
-
-
-def whole_or_numbers(kind: Any, tokens: Sequence[Any]) -> int | tuple[float, ...]:
-    """One whole number, or numbers by commas."""
-    (text,) = (token.value for token in tokens)
-    try:
-        return int(text) if "," not in text and "." not in text else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"expected a whole number, or numbers by commas; got {text!r}") from None
 
 
 def word_or_numbers(kind: Any, tokens: Sequence[Any]) -> str | tuple[float, ...]:
@@ -82,9 +69,15 @@ Report = Annotated[Reporting, Parameter(name="*")]
 
 @dataclass(frozen=True)
 class SeparationOptions(Settings):
-    """:class:`~pyrosep.separation.Settings` on the command line."""
+    """:class:`~pyrosep.separation.Settings` on the command line, where methods are given by name."""
 
-    ladder: Annotated[int | Sequence[float] | None, Parameter(converter=whole_or_numbers, n_tokens=1)] = None
+    method: Annotated[
+        str | None,
+        Parameter(
+            help=f"What finds the sources: {'; '.join(f'`{name}`, {what}' for name, what in METHODS.items())}. By "
+            "default chains, from the guide where the model has one."
+        ),
+    ] = None
     gains: Gains = None
 
 
@@ -94,66 +87,6 @@ class EvaluationOptions(SeparationOptions):
 
     method: Annotated[str | None, Parameter(parse=False)] = None
     keep: Annotated[int, Parameter(parse=False)] = 0
-
-
-@dataclass(frozen=True)
-class AugmentationOptions(Augmentation):
-    """:class:`~pyrosep.training.augmentation.Augmentation` on the command line."""
-
-
-@dataclass(frozen=True)
-class InterferenceOptions(Interference):
-    """:class:`~pyrosep.training.interference.Interference` on the command line: none, unless a share is given."""
-
-    share: Annotated[float, Parameter(name="--interference")] = 0.0
-    presence: Annotated[float, Parameter(name="--interference-presence")] = 0.8
-    full: Annotated[float, Parameter(name="--interference-full")] = 0.5
-    gain_db: Annotated[float, Parameter(name="--interference-gain")] = 3.0
-    silent: Annotated[float, Parameter(name="--interference-silent")] = 0.1
-
-    def asked(self) -> Interference | None:
-        return Interference(**asdict(self)) if self.share else None
-
-
-@dataclass(frozen=True)
-class TrainingOptions(TrainingSettings):
-    """:class:`~pyrosep.training.settings.TrainingSettings` on the command line."""
-
-    accelerator: Annotated[str, Parameter(name=["--device", "-d"])] = "auto"
-
-    def here(self) -> TrainingSettings:
-        """Plain settings for this machine."""
-        if self.accelerator.startswith("cuda:"):
-            raise ConfigurationError(
-                f"training takes the first GPU, cuda; got {self.accelerator}: set "
-                f"CUDA_VISIBLE_DEVICES={self.accelerator[5:]} for another one"
-            )
-        return TrainingSettings(**asdict(self) | {"accelerator": chosen_device(self.accelerator)}).here()
-
-    def __post_init__(self) -> None:
-        if not self.accelerator.startswith("cuda:"):  # which is told of in full where the settings are used
-            super().__post_init__()
-
-
-_Options = TypeVar("_Options", bound=TrainingOptions)
-
-
-def with_preset(name: str) -> Callable[[type[_Options]], type[_Options]]:
-    """Let options have a preset's numbers for their defaults."""
-
-    def decorate(kind: type[_Options]) -> type[_Options]:
-        hints = get_type_hints(kind, include_extras=True)
-        defaults = asdict(PRESETS[name]) | {"accelerator": kind.accelerator}
-        own = [(one.name, hints[one.name], field(default=defaults[one.name])) for one in fields(kind)]
-        return make_dataclass(
-            kind.__name__,
-            own,
-            bases=(kind,),
-            frozen=True,
-            namespace={"__doc__": kind.__doc__, "__module__": kind.__module__},
-        )
-
-    return decorate
 
 
 @dataclass(frozen=True)
@@ -218,6 +151,8 @@ class Data:
 
     def check_augmentation(self, augmentation: Augmentation) -> None:
         """Raise ConfigurationError for an augmentation of simulated sources."""
+        from pyrosep.training.augmentation import Augmentation
+
         if self.simulated and asdict(augmentation) != asdict(Augmentation()):
             raise ConfigurationError(f"an augmentation is for recordings, not {self.data[0]} data; leave it out")
 

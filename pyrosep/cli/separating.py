@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from pyrosep.cli.manners import complain, one_line, say, track_progress, write_json
+from pyrosep.cli.method_options import MethodOptions, Numbers
 from pyrosep.cli.options import (
     DEFAULT_MODEL,
     Device,
@@ -33,6 +34,7 @@ def separate(
     out: Out = Path("separated"),
     guide: Guide = None,
     settings: Annotated[SeparationOptions, Parameter(name="*")] = SeparationOptions(),
+    numbers: Numbers = MethodOptions(),
     sources: Sources = None,
     overwrite: bool = False,
     device: Device = "auto",
@@ -41,8 +43,22 @@ def separate(
     """Separate files into OUT/MODEL/TRACK/{source}.wav, with standard deviations and the posterior's summaries.
 
     Inputs are audio files, and folders whose files are all separated. A track that is finished with the same settings
-    is passed over, one with other settings is an error without ``--overwrite``. A track that fails is reported, the
-    others are done, and the exit status is 1. The page on results says what is written.
+    is passed over; one with other settings is an error without ``--overwrite``. A track that fails is reported, the
+    others are separated, and the exit status is 1. The page on results says what is written.
+
+    The methods differ in what they cost and give. The figures are the mean improvement in SI-SDR over the mix under
+    ``band-small``, on songs that it has never heard, and the seconds that one CPU thread takes for a second of mono at
+    16 kHz; the last is of ``band-gaussian``.
+
+    - ``guide+langevin``: 7.9 dB in 0.7 s. It gives draws of chains from the guide and from the mix, and their
+      summaries (``posterior.nc``). It is the default where the model has a guide.
+    - ``langevin``: 7.5 dB in 0.9 s. It gives the same without a guide, and is the default for other models.
+    - ``guide``: 7.1 dB in 0.03 s. It gives the guide's own mean and deviations, which are too small on some sources.
+    - ``one-pass``: 6.7 dB in 0.08 s. It gives draws by one call of each denoiser.
+    - ``exact``: 3.5 dB in 0.007 s. It gives the exact posterior of Gaussian priors.
+
+    A number that the method doesn't have is an error: ``--chains`` is for chains, and the draws of ``one-pass`` are
+    ``--draws``.
 
     Example:
         $ pyrosep separate song.mp3 more-songs/ -o separated
@@ -52,9 +68,11 @@ def separate(
         sources: A source to write; may be given again. By default all.
         overwrite: Do finished tracks again.
     """
+    from pyrosep.separation import Settings, choose_method
     from pyrosep.separation.files import find_tracks, separate_track
 
     priors = chosen_priors(model, guide, device)
+    own = Settings(choose_method(priors, settings.method, **numbers.given()), **settings.of_track())
     reports: dict[str, Any] = {}
     usable, failed = [], 0
     for given in inputs:
@@ -70,9 +88,7 @@ def separate(
         bar, update = track_progress(name, report.quiet)
         try:
             with bar:
-                track = separate_track(
-                    path, folder, priors, settings, write=sources, overwrite=overwrite, progress=update
-                )
+                track = separate_track(path, folder, priors, own, write=sources, overwrite=overwrite, progress=update)
         except Exception as error:
             raise_again()  # a signal may come out as another exception
             failed += 1

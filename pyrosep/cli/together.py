@@ -10,16 +10,18 @@ from cyclopts.types import PositiveInt
 
 from pyrosep.cli.manners import figures_line, say, write_json
 from pyrosep.cli.options import (
-    Anew,
-    AugmentationOptions,
     Data,
-    Half,
     Out,
     Report,
     Reporting,
+    chosen_device,
+)
+from pyrosep.cli.training_options import (
+    Anew,
+    AugmentationOptions,
+    Half,
     Summary,
     TrainingOptions,
-    chosen_device,
     with_preset,
 )
 from pyrosep.errors import ConfigurationError

@@ -12,15 +12,11 @@ from cyclopts.types import PositiveInt
 
 from pyrosep.cli.jobs import FamilyOptions, Job, Trained, train_all
 from pyrosep.cli.manners import figures_line, progress_bar, say, write_json
-from pyrosep.cli.options import (
+from pyrosep.cli.options import Data, Out, Report, Reporting, Seed
+from pyrosep.cli.training_options import (
     AugmentationOptions,
-    Data,
     Half,
     InterferenceOptions,
-    Out,
-    Report,
-    Reporting,
-    Seed,
     Summary,
     TrainingOptions,
     with_preset,

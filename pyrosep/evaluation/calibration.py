@@ -13,7 +13,7 @@ from pyrosep.diagnostics import coverage_by_source, fit_draw_temperature
 from pyrosep.errors import ConfigurationError
 from pyrosep.metrics import sounding
 from pyrosep.priors import SourcePrior
-from pyrosep.separation import Settings, choose_method, separate
+from pyrosep.separation import Settings, choose_methods, separate
 from pyrosep.zoo import PriorSet
 
 __all__ = ["calibrate"]
@@ -28,6 +28,7 @@ def calibrate(
     sample_rate: int,
     *,
     methods: Sequence[str] = ("langevin",),
+    numbers: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
     level: float = 0.9,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -46,7 +47,8 @@ def calibrate(
             ``(mix, source, time)`` in the order of the priors. Each mix is their sum.
         sample_rate: Hz.
         methods: ``"langevin"``, ``"guide+langevin"`` or ``"one-pass"``, see :class:`~pyrosep.Settings`.
-        settings: of the chains.
+        numbers: of those methods that have them, by name (:func:`~pyrosep.separation.choose_methods`).
+        settings: of the tracks; their ``method`` is passed over.
         level: of the intervals.
         progress: called with the mixes separated, and all.
 
@@ -66,9 +68,9 @@ def calibrate(
             f"{dict(zip(priors, heard.sum(0).tolist(), strict=True))} of {len(sources)} mixes; take more"
         )
     found = {}
-    for number, method in enumerate(methods):
-        own = replace(settings or Settings(), method=method, temperature=1.0)
-        own = replace(own, keep=choose_method(own, PriorSet.of(priors)).count or 0)
+    chosen = choose_methods(PriorSet.of(priors), methods, **dict(numbers or {}), temperature=1.0)
+    for number, (name, method) in enumerate(chosen.items()):
+        own = replace(settings or Settings(), method=method, keep=method.count or 0)
         parts = []
         for place, frames in enumerate(sources):
             result = separate(
@@ -83,7 +85,7 @@ def calibrate(
         temperature = fit_draw_temperature(drawn[:, usual], sources[usual], heard[usual], level)
         mean = drawn.mean(0)
         spread = {"before": drawn, "after": mean + temperature * (drawn - mean)}
-        found[method] = {"temperature": temperature} | {
+        found[name] = {"temperature": temperature} | {
             when: dict(
                 zip(priors, coverage_by_source(value[:, ~usual], sources[~usual], heard[~usual], level), strict=True)
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from pyrosep.data import Song, ToyMixes
 from pyrosep.errors import ConfigurationError, DataError, PyrosepError
 from pyrosep.metrics import bss_eval, si_sdr, sounding
 from pyrosep.priors import SourcePrior
-from pyrosep.separation import Settings, separate
+from pyrosep.separation import Method, Settings, separate
 
 __all__ = ["Estimator", "Reference", "Score", "aggregate", "evaluate", "score", "song_references", "toy_references"]
 
@@ -97,7 +97,7 @@ def toy_references(waves: Sequence[str], *, frame: int, size: int, seed: int = 0
 def evaluate(
     references: Iterable[Reference],
     priors: Mapping[str, SourcePrior],
-    methods: Sequence[str] = ("langevin",),
+    methods: Sequence[str] | Mapping[str, Method | str] = ("langevin",),
     settings: Settings | None = None,
     *,
     bss: bool = False,
@@ -109,8 +109,9 @@ def evaluate(
     Arguments:
         references: mixes, with the true sources to score; each must have a prior.
         priors: a prior set, or priors by source: those of everything that a mix may hold, scored or not.
-        methods: see :data:`~pyrosep.separation.METHODS`. The mix itself as the estimate of every source, method
-            ``"mix"``, is always scored too.
+        methods: names of methods, with the numbers that suit the priors (:data:`~pyrosep.separation.METHODS`), or
+            methods by names of your own. The mix itself as the estimate of every source, method ``"mix"``, is always
+            scored too.
         settings: of the separation; their ``method`` is passed over.
         bss: add BSS Eval v4 (SDR, SIR, SAR, ISR: medians over seconds), by museval.
         on_reference: called after each.
@@ -120,21 +121,20 @@ def evaluate(
     Returns:
         the scores, and the real-time factor of each method: seconds of computing a second of audio.
     """
-    settings = settings or Settings()
+    named = methods if isinstance(methods, Mapping) else {name: name for name in methods}
 
-    def by(method: str) -> Estimator:
+    def by(method: Method | str) -> Estimator:
         def estimate(reference: Reference) -> Tensor:
             if missing := [name for name in reference.sources if name not in priors]:
                 raise ConfigurationError(f"the model has no prior for {missing}; it has {list(priors)}")
-            own = replace(settings, method=method)
-            result = separate(reference.mix, reference.sample_rate, priors, own)
+            result = separate(reference.mix, reference.sample_rate, priors, settings, method=method)
             return result.mean[[result.names.index(name) for name in reference.sources]]
 
         return estimate
 
     return score(
         references,
-        {method: by(method) for method in methods},
+        {name: by(method) for name, method in named.items()},
         bss=bss,
         on_reference=on_reference,
         on_failure=on_failure,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from pyrosep.experiments.report import picture, write_tables
 from pyrosep.experiments.workers import mapped
 from pyrosep.infer.search.descent import descends_from_mix
 from pyrosep.metrics import sounding
-from pyrosep.separation import Settings, choose_method, separate
+from pyrosep.separation import METHODS, Method, Settings, choose_method, choose_methods, separate
 from pyrosep.training.frames import song_frames
 from pyrosep.zoo import guide_info, load_priors, prior_set_info
 
@@ -55,6 +55,7 @@ class _Task:
     components: int
     frames: int
     settings: Settings
+    method: Method | str | None
 
 
 def music(
@@ -71,6 +72,7 @@ def music(
     components: int = 64,
     frames: int = 100,
     settings: Settings | None = None,
+    numbers: Mapping[str, Any] | None = None,
     workers: int = 2,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> dict[str, pandas.DataFrame]:
@@ -91,7 +93,8 @@ def music(
         songs: at most so many.
         components: of NMF, for each source.
         frames: of two seconds, of each source, to learn its dictionary from.
-        settings: of the chains.
+        settings: of the songs; their ``method`` is passed over.
+        numbers: of those arms that have them, by name (:func:`~pyrosep.separation.choose_methods`).
         workers: processes at once.
         progress: called with the arms done, and all.
 
@@ -120,10 +123,10 @@ def music(
     if own is None and any("guide" in arm for arm in arms):
         raise ConfigurationError(f"model {model!r} has no guide of its own; give one, or other arms than guides")
     place = None if own is None else str(own.folder)
-    settings = settings or Settings()
-    tasks = [
-        _Task(arm, data, train, model, gaussian, place, seconds, songs, components, frames, settings) for arm in arms
-    ]
+    methods: dict[str, Method | str] = {"wiener": "exact"}
+    methods |= choose_methods(loaded.with_guide(own), [arm for arm in arms if arm in METHODS], **dict(numbers or {}))
+    common = (data, train, model, gaussian, place, seconds, songs, components, frames, settings or Settings())
+    tasks = [_Task(arm, *common, methods.get(arm)) for arm in arms]
     results: dict[str, dict[str, Any]] = {}
     progress(0, len(tasks))
     for task, result in mapped(_run, tasks, workers, fresh=True):
@@ -159,12 +162,11 @@ def _estimator(task: _Task, names: Sequence[str], trust: list[dict[str, Any]]) -
         drawn = {name: song_frames(opened, name, 2 * rate, held_out=1).draw(task.frames) for name in names}
         nmf = Nmf.learn(drawn, components=task.components, seed=task.settings.seed)
         return lambda reference: nmf(reference.mix)
-    exact = task.arm == "wiener"
-    priors = load_priors(task.gaussian if exact else task.model, sources=names)
+    priors = load_priors(task.gaussian if task.arm == "wiener" else task.model, sources=names)
     if "guide" in task.arm and task.guide:
         priors = priors.with_guide(task.guide)
-    settings = replace(task.settings, method="exact" if exact else task.arm)
-    method = choose_method(settings, priors)
+    method = choose_method(priors, task.method)
+    settings = replace(task.settings, method=method)
     if method.count is not None and method.count == method.states:  # a draw of each chain
         settings = replace(settings, keep=method.count)
 

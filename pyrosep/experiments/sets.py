@@ -15,7 +15,7 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.report import write_tables
 from pyrosep.experiments.windows import improvements, song_windows
 from pyrosep.experiments.workers import mapped
-from pyrosep.separation import Settings, separate
+from pyrosep.separation import separate
 from pyrosep.training.frames import song_frames
 from pyrosep.zoo import load_priors, prior_set_info
 
@@ -118,9 +118,12 @@ def _run(task: _Task) -> dict[str, Any]:
         truth = torch.cat([truth, _crops(task, source, recordings, truth).unsqueeze(1)], 1)
         names.append(source)
     chosen = priors if task.method in ("langevin, all priors", "guide") else priors.only(names)
-    settings = Settings(method=task.method.split(",")[0], seed=task.seed)
+    method = task.method.split(",")[0]
     places = [list(chosen).index(name) for name in names]
-    estimates = [separate(window.sum(0, keepdim=True), info.sample_rate, chosen, settings) for window in truth]
+    estimates = [
+        separate(window.sum(0, keepdim=True), info.sample_rate, chosen, method=method, seed=task.seed)
+        for window in truth
+    ]
     gained = improvements(torch.stack([one.mean[places, 0] for one in estimates]), truth)
     heard = "all" if task.without is None else f"without {task.without}"
     row = {"mix": heard if task.extra is None else f"with {task.extra[1]}", "method": task.method}

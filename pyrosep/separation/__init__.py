@@ -1,28 +1,8 @@
-"""Separating mixes and files: settings, methods, windows in and blocks out."""
+"""Separating mixes and files: settings, methods, windows in and blocks out.
 
-from pyrosep.separation.chains import Chains, LocalSearch, SharedDescent
-from pyrosep.separation.from_guide import FromGuide
-from pyrosep.separation.methods import OnePass, Wiener, choose_method
-from pyrosep.separation.problem import Estimate, Method, Problem
-from pyrosep.separation.separator import Hearing, Separation, Separator, Stream, separate
-from pyrosep.separation.settings import METHODS, Settings
+Each name is imported when it is first asked for; ``__init__.pyi`` says where from.
+"""
 
-__all__ = [
-    "METHODS",
-    "Chains",
-    "Estimate",
-    "FromGuide",
-    "Hearing",
-    "LocalSearch",
-    "Method",
-    "OnePass",
-    "Problem",
-    "Separation",
-    "Separator",
-    "Settings",
-    "SharedDescent",
-    "Stream",
-    "Wiener",
-    "choose_method",
-    "separate",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,30 +7,23 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pyrosep import mixing
 from pyrosep.errors import ConfigurationError, DivergenceError
-from pyrosep.infer import MALA, AnnealedSearch, ChainWarning, DescentMoves, GibbsMALA, LangevinKernel, LangevinMCMC
-from pyrosep.infer.modes import same_mode, weights_of
-from pyrosep.infer.search.descent import LEVELS
-from pyrosep.separation.from_guide import GuideStart, checked_guide, guide_moments
-from pyrosep.separation.problem import Estimate, Method, Problem
-from pyrosep.signal.summaries import audio_summaries
-from pyrosep.zoo import PriorSet
+from pyrosep.separation.problem import Estimate, Method, Problem, check_least, check_positive
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from pyrosep import mixing
+    from pyrosep.infer import AnnealedSearch, LangevinKernel
+    from pyrosep.zoo import PriorSet
 
 __all__ = ["Chains", "LocalSearch", "SharedDescent", "mode_weights"]
 
-#: Levels of a search by sweeps, and of one with the local coupling.
-_SWEEP_LEVELS, _LOCAL_LEVELS = 20, 12
-#: Chains that leave so many times the power of the mix that the best one leaves are passed over, without a density.
-_FAR = 4.0
-#: Of :class:`~pyrosep.MALA`, before it adapts.
-_STEP = 0.5
+#: Levels of a search by sweeps, of one with the local coupling, and of a descent of all sources together.
+_SWEEP_LEVELS, _LOCAL_LEVELS, _SHARED_LEVELS = 20, 12, 4
 
 
 @dataclass(frozen=True)
@@ -38,18 +31,31 @@ class _Sampled(Method):
     """Chains for each window and channel, all of them in one batch.
 
     Attributes:
-        chains: for each window and channel.
-        draws: kept from each chain.
-        warmup: steps before the first draw.
-        guided: whether chains start from the guide, and not from the mix.
+        chains: Chains for each window and channel.
+        draws: Draws kept from each chain.
+        warmup: Steps before the first draw, in which the step size adapts.
+        guided: Whether chains start from the guide, and not from the mix.
+        max_residual_ratio: Without densities, chains whose residual power exceeds this multiple of the best chain's are
+            dropped.
     """
 
     chains: int = 4
     draws: int = 1
     warmup: int = 0
     guided: bool = False
+    max_residual_ratio: float = 4.0
     #: Whether chains from a guide start from its draws, or all from its mean.
     _from_draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_least(self, chains=1, draws=1, warmup=0, max_residual_ratio=1)
+
+    def _check_warmup(self) -> None:
+        """Raise ConfigurationError for a warm-up of chains that don't move on from where their search ends."""
+        if self.warmup and self.draws == 1:
+            raise ConfigurationError(
+                f"a search that ends in one draw has no warm-up; got warmup {self.warmup}: take at least 2 draws, or 0"
+            )
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -64,6 +70,8 @@ class _Sampled(Method):
         return self.chains * self.draws
 
     def check(self, priors: PriorSet, keep: int = 0) -> None:
+        from pyrosep.separation.from_guide import checked_guide
+
         super().check(priors, keep)
         if self.guided:
             checked_guide(priors)
@@ -74,9 +82,13 @@ class _Sampled(Method):
 
     def _kernel(self, model: mixing.Model) -> LangevinKernel | None:
         """What moves the chains then; ``None`` where the search's end is the draw."""
+        from pyrosep.infer import MALA
+
         return MALA(model, preconditioner=None) if self.draws > 1 else None
 
     def _start(self, problem: Problem) -> Any:
+        from pyrosep.separation.from_guide import GuideStart, checked_guide
+
         if not self.guided:
             return "mix"
         guide = checked_guide(problem.priors)
@@ -93,6 +105,13 @@ class _Sampled(Method):
         Raises:
             DivergenceError: no chain of a window and channel counts.
         """
+        import numpy as np
+        import torch
+
+        from pyrosep import mixing
+        from pyrosep.infer import LangevinMCMC
+        from pyrosep.signal.summaries import audio_summaries
+
         count, channels, frame = problem.mix.shape
         rows = problem.rows(self.chains)
         model = mixing.linear_mix(problem.priors, problem.gains, problem.noise)
@@ -127,6 +146,21 @@ class _Sampled(Method):
             stacked = stacked.where(counted[..., None, None, None], 0.0)
         return stacked, counted, {name: np.moveaxis(value, 3, 1) for name, value in summaries.items()}
 
+    def _fair_weights(self, mix: Tensor, samples: Tensor, counted: Tensor) -> Tensor:
+        """Weights of chains without densities: equal, except for those that are dropped by ``max_residual_ratio``.
+
+        Arguments:
+            mix: ``(window, channel, frame)``.
+            samples: as they are in the mix, ``(chain, window, channel, draw, source, frame)``.
+            counted: whether a chain counts at all, ``(chain, window, channel)``.
+
+        Returns:
+            ``(chain, window, channel)``.
+        """
+        left = (mix.cpu().unsqueeze(2) - samples.sum(4)).double().square().mean((-1, -2)).where(counted, math.inf)
+        fair = (left <= self.max_residual_ratio * left.amin(0)).double()
+        return fair / fair.sum(0)
+
     def _weighted(
         self, problem: Problem, samples: Tensor, weight: Tensor, *, more: Tensor | None = None, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,6 +172,8 @@ class _Sampled(Method):
             more: variance besides that of the draws.
             temperature: of the draws about their mean.
         """
+        import torch
+
         by_draw = _by_draw(samples)
         weight = weight.repeat_interleave(self.draws, 0) / self.draws  # (chain * draw, window, channel)
         wide = weight[:, :, None, :, None].to(by_draw)
@@ -161,10 +197,14 @@ class _Sampled(Method):
 class Chains(_Sampled):
     """Chains of :class:`~pyrosep.MALA` on the posterior itself, after a search where it may have several modes.
 
+    With ``ladder=None`` there is no search.
+
     Attributes:
-        ladder: of the search, falling noise levels, or how many; ``None`` for no search.
-        coupling: of the search, the name of its moves: see :class:`~pyrosep.AnnealedSearch`.
-        redraws: of the search.
+        ladder: Noise levels of the search: how many, or the falling levels themselves.
+        coupling: Moves of the search: ``sweeps``, or Langevin moves ``noisy``, ``denoised`` or ``constraint``
+            (:class:`~pyrosep.AnnealedSearch`).
+        redraws: Block redraws of the search.
+        step_size: Step size of the chains, before the warm-up adapts it.
     """
 
     draws: int = 100
@@ -172,16 +212,37 @@ class Chains(_Sampled):
     ladder: int | Sequence[float] | None = _SWEEP_LEVELS
     coupling: str = "sweeps"
     redraws: int = 24
+    step_size: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, redraws=0)
+        check_positive(step_size=self.step_size)
+        _check_levels(self.ladder)
+        if self.coupling in ("shared", "local"):
+            raise ConfigurationError(
+                f"searches of coupling {self.coupling!r} are a method of their own: take SharedDescent or LocalSearch"
+            )
+        if self.coupling != "sweeps":
+            from pyrosep.infer.search.annealed import moves_named
+
+            moves_named(self.coupling)  # whose error tells of others
 
     def _search(self, problem: Problem) -> AnnealedSearch | None:
+        from pyrosep.infer import AnnealedSearch
+
         if self.ladder is None:
             return None
         return AnnealedSearch(self.ladder, self.coupling, self._start(problem), redraws=self.redraws)
 
     def _kernel(self, model: mixing.Model) -> LangevinKernel:
-        return MALA(model, _STEP) if self.ladder is None else GibbsMALA(model, _STEP)
+        from pyrosep.infer import MALA, GibbsMALA
+
+        return MALA(model, self.step_size) if self.ladder is None else GibbsMALA(model, self.step_size)
 
     def posterior(self, problem: Problem) -> Estimate:
+        import torch
+
         samples, counted, summaries = self._samples(problem)
         if self.ladder is None and bool(counted.all()):  # chains that move freely count alike
             by_draw = _by_draw(samples)
@@ -193,7 +254,7 @@ class Chains(_Sampled):
         elif all(prior.has_density for prior in problem.priors.values()):
             weight = mode_weights(summaries)
         else:
-            weight = _fair_weights(problem.mix, samples, counted)
+            weight = self._fair_weights(problem.mix, samples, counted)
         return Estimate(*self._weighted(problem, samples, weight), summaries)
 
 
@@ -206,18 +267,27 @@ class LocalSearch(_Sampled):
     own and the guide's, in quadrature.
 
     Attributes:
-        ladder: falling noise levels, or how many.
+        ladder: Noise levels of the search: how many, or the falling levels themselves.
     """
 
     ladder: int | Sequence[float] = _LOCAL_LEVELS
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_levels(self.ladder)
+        self._check_warmup()
+
     def _search(self, problem: Problem) -> AnnealedSearch:
+        from pyrosep.infer import AnnealedSearch
+
         return AnnealedSearch(self.ladder, "local", self._start(problem), redraws=0)
 
     def posterior(self, problem: Problem) -> Estimate:
+        from pyrosep.separation.from_guide import guide_moments
+
         samples, counted, summaries = self._samples(problem)
         more = guide_moments(problem)[1].square() if self.guided else None
-        weight = _fair_weights(problem.mix, samples, counted)
+        weight = self._fair_weights(problem.mix, samples, counted)
         return Estimate(*self._weighted(problem, samples, weight, more=more), summaries)
 
 
@@ -226,23 +296,32 @@ class SharedDescent(_Sampled):
     """Descents of all sources together, see :class:`~pyrosep.infer.DescentMoves`: a draw where each ends.
 
     Attributes:
-        ladder: falling noise levels, or how many.
-        from_mix: share of the chains that start from the mix where others start from the guide: they are wrong about
+        ladder: Noise levels of the search: how many, or the falling levels themselves.
+        from_mix: Share of the chains that start from the mix where others start from the guide: they are wrong about
             other things than those are, and they are right where the guide is not.
-        temperature: see :class:`Settings`.
+        temperature: Factor for the distances of draws from their mean, and for standard deviations; the mean stays. By
+            default what the prior set was calibrated to for the method, else 1.
     """
 
     chains: int = 8
-    ladder: int | Sequence[float] = LEVELS
+    ladder: int | Sequence[float] = _SHARED_LEVELS
     from_mix: float = 0.25
-    temperature: float = 1.0
+    temperature: float | None = None
     _from_draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_levels(self.ladder)
+        self._check_warmup()
+        check_positive(temperature=self.temperature)
         if not 0 <= self.from_mix <= 1:
             raise ConfigurationError(f"from_mix is a share, from 0 to 1; got {self.from_mix!r}")
 
     def _search(self, problem: Problem) -> AnnealedSearch:
+        import torch
+
+        from pyrosep.infer import AnnealedSearch, DescentMoves
+
         level = None
         if self.guided:  # a descent asks no more than whether anything is known of its start
             guided = self.chains - int(self.from_mix * self.chains)
@@ -253,8 +332,20 @@ class SharedDescent(_Sampled):
 
     def posterior(self, problem: Problem) -> Estimate:
         samples, counted, summaries = self._samples(problem)
-        weight = _fair_weights(problem.mix, samples, counted)
-        return Estimate(*self._weighted(problem, samples, weight, temperature=self.temperature), summaries)
+        weight = self._fair_weights(problem.mix, samples, counted)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return Estimate(*self._weighted(problem, samples, weight, temperature=temperature), summaries)
+
+
+def _check_levels(ladder: int | Sequence[float] | None) -> None:
+    """Raise ConfigurationError for a ladder that is neither at least two levels nor falling."""
+    if isinstance(ladder, int):
+        if ladder < 2:
+            raise ConfigurationError(f"a ladder needs at least 2 levels; got {ladder}")
+    elif ladder is not None:
+        from pyrosep.infer.search.ladder import check_ladder
+
+        check_ladder(ladder)
 
 
 def _by_draw(samples: Tensor) -> Tensor:
@@ -277,6 +368,8 @@ def _report_lost(counted: Tensor) -> None:
             f"every chain of {int((~counted.any(0)).sum())} windows has draws that are not finite; take another seed, "
             "more chains, or another method"
         )
+    from pyrosep.infer import ChainWarning
+
     warnings.warn(
         f"{int((~counted).sum())} of {counted.numel()} chains were stopped, or have draws that are not finite; they "
         "are left out",
@@ -285,27 +378,16 @@ def _report_lost(counted: Tensor) -> None:
     )
 
 
-def _fair_weights(mix: Tensor, samples: Tensor, counted: Tensor) -> Tensor:
-    """Of chains whose priors have no density: alike, but for those that leave far more of the mix than the best.
-
-    Arguments:
-        mix: ``(window, channel, frame)``.
-        samples: as they are in the mix, ``(chain, window, channel, draw, source, frame)``.
-        counted: whether a chain counts at all, ``(chain, window, channel)``.
-
-    Returns:
-        ``(chain, window, channel)``.
-    """
-    left = (mix.cpu().unsqueeze(2) - samples.sum(4)).double().square().mean((-1, -2)).where(counted, math.inf)
-    fair = (left <= _FAR * left.amin(0)).double()
-    return fair / fair.sum(0)
-
-
 def mode_weights(summaries: dict[str, np.ndarray]) -> Tensor:
     """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``.
 
     Chains whose summaries are not finite have none.
     """
+    import numpy as np
+    import torch
+
+    from pyrosep.infer.modes import same_mode, weights_of
+
     height = summaries["lp"].mean(1)
     flat = np.concatenate(
         [summaries[name].reshape(*summaries["lp"].shape, -1) for name in ("energy_db", "band_db", "projection")], -1

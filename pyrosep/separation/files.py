@@ -8,7 +8,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,9 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
 
     Arguments:
         inputs: files as they are, and folders with all audio files in them and below, linked folders too, but for
-            hidden ones and for the stems of tracks that were separated into them. How they are named says
-            :func:`~pyrosep.naming.track_folders`. A warning names files in folders that seem to hold sound, but are of
-            no kind that is read (``pyrosep.audio.SUFFIXES``).
+            hidden ones and for the stems of tracks that were separated into them. :func:`~pyrosep.naming.track_folders`
+            says how they are named. A warning names files in folders that seem to hold sound, but are of no kind that
+            is read (``pyrosep.audio.SUFFIXES``).
 
     Raises:
         MissingFileError: an input that is not there, or an empty path.
@@ -113,10 +112,10 @@ def separate_track(
 
     Writes ``{source}.wav``, ``{source}.std.wav`` and as many ``{source}.drawN.wav`` as the settings ask for (float32,
     at the file's rate and with its channels), ``run.json``, and for chains ``posterior.nc`` with the summaries of every
-    draw. The folder appears when all of it is written. A file is the same as before if its content is, wherever it and
-    the folder have been moved. A former run's folder is replaced where ``overwrite`` says so,
-    or where files that it recorded are missing or have another size; what it did not write, or what was changed since,
-    is kept in the new folder. What killed runs left beside the folder is put right first.
+    draw. The folder appears when all of it is written. A file is known by its content, wherever it and the folder have
+    been moved. A former run's folder is replaced if ``overwrite`` is true, or if files that it recorded are missing or
+    have another size. Files that it did not write, or that were changed since, are kept in the new folder. What killed
+    runs left beside the folder is cleaned up first.
 
     Arguments:
         path: of the file.
@@ -141,14 +140,14 @@ def separate_track(
     check_source_names(written)
     if unknown := [name for name in written if name not in priors]:
         raise ConfigurationError(f"{priors.name!r} has the sources {list(priors)}; asked for {unknown}")
-    method = choose_method(settings, priors)
+    method = choose_method(priors, settings.method)
     identity = {
         "model": priors.name,
         "model_digest": priors.digest,
         "sources": written,
         "input": str(path),
         "input_digest": audio.digest(path),
-        "settings": asdict(settings),
+        "settings": settings.of_track(),
         "method": method.numbers(),
     }
     if priors.guide_info is not None and "guide" in method.name:
@@ -184,6 +183,9 @@ def _finished(folder: Path, identity: dict[str, Any], overwrite: bool) -> dict[s
     expected = json.loads(json.dumps(identity))
     # A file is known by what it holds, wherever it lies. Records without a digest are of runs that knew it by its path.
     del expected["input" if "input_digest" in record else "input_digest"]
+    # Earlier versions recorded the numbers of the method twice: among the settings too.
+    if isinstance(settings := record.get("settings"), dict):
+        record = record | {"settings": {key: settings.get(key) for key in expected["settings"]}}
     if differs := [key for key, value in expected.items() if record.get(key) != value]:
         differs = ["input" if key == "input_digest" else key for key in differs]
         raise ConfigurationError(
@@ -259,7 +261,7 @@ def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> P
 
 
 def _diagnose(idata: PosteriorData) -> dict[str, Any]:
-    """R-hat and ESS at their worst; none where there are too few draws or chains to tell."""
+    """The largest R-hat and the smallest ESS; neither if there are too few draws or chains."""
     table = summarize(idata)
     if not np.isfinite(table["r_hat"]).any():
         return {"verdict": verdict(table)}

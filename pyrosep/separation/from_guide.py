@@ -1,9 +1,6 @@
-"""Separating by a guide alone, and starting chains from one."""
+"""A guide of a prior set, for mixes with gains of their own: its moments, and starts of chains."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -14,32 +11,10 @@ from torch import Tensor
 from pyrosep.errors import ConfigurationError
 from pyrosep.guides import EncoderGuide
 from pyrosep.guides.encoder import error_level_of
-from pyrosep.infer import seeded
-from pyrosep.separation.problem import Estimate, Method, Problem
+from pyrosep.separation.problem import Problem
 from pyrosep.zoo import PriorSet
 
-__all__ = ["FromGuide", "GuideStart", "checked_guide", "guide_moments"]
-
-
-@dataclass(frozen=True)
-class FromGuide(Method):
-    """A guide's own mean, deviation and draws: one pass of its encoder."""
-
-    name: ClassVar[str] = "guide"
-
-    def check(self, priors: PriorSet, keep: int = 0) -> None:
-        checked_guide(priors)
-
-    def posterior(self, problem: Problem) -> Estimate:
-        mean, deviation = guide_moments(problem)
-        if not problem.keep:
-            return Estimate(mean, deviation, mean.new_zeros(0, *mean.shape))
-        with torch.no_grad(), seeded(problem.seed):
-            drawn = GuideStart(checked_guide(problem.priors), problem.gains)(
-                problem.mix.expand(problem.keep, *problem.mix.shape)
-            )
-        draws = torch.stack([drawn[name] for name in problem.priors], 2).cpu() * problem.scale
-        return Estimate(mean, deviation, draws)
+__all__ = ["GuideStart", "checked_guide", "guide_moments"]
 
 
 def guide_moments(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -53,12 +28,12 @@ def guide_moments(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 class GuideStart:
-    """A guide for a mix with other gains than it was trained with: it gives sources as they are in the mix.
+    """A guide for mixes with other gains than it was trained with; it gives sources as they are in the mix.
 
-    A guide's sources grow with the mix, so that gains in the same ratios make no difference at all.
+    A guide's sources grow with the mix, so gains in the same ratios make no difference.
 
-    Called, it draws them, or with ``drawn=False`` gives their means. Moments are found once for mixes that are given
-    ``copies`` times, all of them in a row each time (:meth:`~pyrosep.separation.problem.Problem.rows`).
+    A call draws the sources, or gives their means if ``drawn`` is false. Moments are computed once for mixes that are
+    given ``copies`` times, all of them in a row each time (:meth:`~pyrosep.separation.problem.Problem.rows`).
     """
 
     def __init__(self, guide: EncoderGuide, gains: Tensor, *, drawn: bool = True, copies: int = 1) -> None:

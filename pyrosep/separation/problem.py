@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
-from torch import Tensor
+from pyrosep.errors import ConfigurationError
 
-from pyrosep.separation.settings import check_draws
-from pyrosep.zoo import PriorSet
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
-__all__ = ["Estimate", "Method", "Problem"]
+    from pyrosep.zoo import PriorSet
+
+__all__ = ["Estimate", "Method", "Problem", "check_draws", "check_least", "check_positive"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is known of the sources of a batch of mixes, as they are in the mix, on the host.
+    """Estimates of the sources of a batch of mixes, as they are in the mix, on the host.
 
     Attributes:
         mean: ``(window, source, channel, frame)``.
@@ -65,23 +68,23 @@ class Estimate:
 
 
 class Method(ABC):
-    """How a batch of mixes becomes an estimate of its sources."""
+    """How a batch of mixes becomes an estimate of its sources: a frozen dataclass, whose fields are all its numbers."""
 
-    #: As it is called in :class:`Settings` and reports.
+    #: What :func:`~pyrosep.separation.choose_method` and reports call it.
     name: ClassVar[str]
 
     @property
     def states(self) -> int:
-        """States of a window's sources that are held at once: mean, deviation, and about two to come by them."""
+        """States of a window's sources that are held at once: mean, deviation, and about two temporary ones."""
         return 4
 
     @property
     def count(self) -> int | None:
-        """Draws that there are; ``None`` for as many as are asked for."""
+        """Number of draws that the method makes; ``None`` if it makes as many as are asked for."""
         return None
 
     def check(self, priors: PriorSet, keep: int = 0) -> None:
-        """Raise ConfigurationError where the method can't separate by these priors, or keep so many draws."""
+        """Raise ConfigurationError if the method can't separate by these priors, or can't keep so many draws."""
         if self.count is not None:
             check_draws(self.count, keep)
 
@@ -92,3 +95,25 @@ class Method(ABC):
     def numbers(self) -> dict[str, Any]:
         """The method by name, and all its numbers: for reports."""
         return {"name": self.name} | {one.name: getattr(self, one.name) for one in fields(cast(Any, self))}
+
+
+def check_least(method: Method, **least: int) -> None:
+    """Raise ConfigurationError for numbers of a method that are below these."""
+    for name, bound in least.items():
+        if (given := getattr(method, name)) < bound:
+            raise ConfigurationError(f"{name} must be at least {bound}; got {given}")
+
+
+def check_positive(**numbers: float | None) -> None:
+    """Raise ConfigurationError for a number that isn't positive and finite; ``None`` is not chosen yet."""
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigurationError(f"{name} must be a positive number; got {value}")
+
+
+def check_draws(draws: int, keep: int = 0) -> None:
+    """Raise ConfigurationError if this number of draws is too small."""
+    if draws < 2:
+        raise ConfigurationError("one draw has no standard deviation; take at least 2 chains or draws")
+    if keep > draws:
+        raise ConfigurationError(f"keep must be between 0 and the {draws} draws that there are; got {keep}")

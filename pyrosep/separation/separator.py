@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,8 @@ class Separation:
     Attributes:
         names: of the sources.
         mean: posterior mean of each source as it is in the mix, ``(source, channel, time)``; they sum to the mix.
-        stddev: posterior standard deviation of each sample, the same shape. Of chains from a guide with coupling
-            ``"local"``, whose spread is far too small for one, in quadrature with the guide's own deviation.
+        stddev: posterior standard deviation of each sample, the same shape. The spread of chains from a guide with
+            coupling ``"local"`` is far too small, so it is added to the guide's own deviation in quadrature.
         draws: posterior draws, ``(draw, source, channel, time)``, as many as ``Settings.keep``; each sums to the mix.
         gains: of the sources in the mix, ``(source,)``.
         summaries: of the draws, for R-hat and ESS, by name: ``(chain, draw, window, channel, ...)``; of every second,
@@ -59,7 +59,7 @@ class Separation:
 
 @dataclass(frozen=True)
 class Hearing:
-    """What is known of a track when all of it was heard.
+    """What a first pass over a whole track finds.
 
     Attributes:
         samples: of the track.
@@ -111,6 +111,7 @@ def separate(
     settings: Settings | None = None,
     *,
     progress: Callable[[int], Any] = lambda samples: None,
+    **changes: Any,
 ) -> Separation:
     """Separate a mix in memory: the same answer as ``pyrosep separate`` gives for the same prior set.
 
@@ -121,6 +122,7 @@ def separate(
             by source, see :class:`~pyrosep.zoo.PriorSet`.
         settings: see :class:`Settings`.
         progress: called with the number of samples finished, as they are.
+        changes: fields of :class:`Settings` by name, such as ``method`` and ``keep``.
 
     Raises:
         ShapeError: the mix is of another shape, such as (time, channel).
@@ -135,14 +137,17 @@ def separate(
         ...     "high": pyrosep.GaussianPrior(torch.tensor([0.01, 1.0]), 512, sample_rate=8000),
         ... }
         >>> mix = torch.randn(1, 2000, generator=torch.Generator().manual_seed(0))
-        >>> result = pyrosep.separate(mix, 8000, priors, pyrosep.Settings(method="exact"))
+        >>> result = pyrosep.separate(mix, 8000, priors, method="exact")
         >>> result.mean.shape, result.mean.sum(0).allclose(mix, atol=1e-5)
         (torch.Size([2, 1, 2000]), True)
+        >>> chains = pyrosep.separate(mix, 8000, priors, method=pyrosep.Chains(draws=20, ladder=None), keep=3)
+        >>> chains.draws.shape
+        torch.Size([3, 2, 1, 2000])
     """
     given = as_usual(audio.channels_first(mix, "a mix").detach().to(torch.get_default_dtype()))
     if not given.numel():
         raise ShapeError(f"expected a mix (channel, time) with at least one sample; got shape {tuple(given.shape)}")
-    separator = Separator(priors, sample_rate, settings)
+    separator = Separator(priors, sample_rate, replace(settings or Settings(), **changes))
     hearing = separator.listen(windows_of(given, separator.window, separator.window))
     stream = separator.stream(windows_of(given, separator.window, separator.hop), hearing)
     blocks = []
@@ -157,8 +162,8 @@ def separate(
 class Separator:
     """Separates tracks in two passes over their windows, so that memory does not grow with a track.
 
-    First it listens to all of a track (:meth:`listen`), for the level of the mix and the gains; then :meth:`stream`
-    gives the sources of consecutive blocks. It keeps nothing of a track: any number may follow.
+    The first pass (:meth:`listen`) finds the level of the mix and the gains. The second (:meth:`stream`) gives the
+    sources of consecutive blocks. A separator keeps nothing of a track, so it may separate any number of them.
 
     Arguments:
         priors: see :func:`separate`.
@@ -189,8 +194,8 @@ class Separator:
             rate = min(sample_rate, self.model_rate)
             raise ConfigurationError(f"a segment of {segment} s has fewer than 2 samples at {rate} Hz")
         framed = given.frame(self.frame)
-        #: What is done, with all its numbers.
-        self.method = choose_method(self.settings, framed)
+        #: The method, with all its numbers.
+        self.method = choose_method(framed, self.settings.method)
         self.method.check(framed, self.settings.keep)
         self.priors = framed.with_precision(self.settings.precision, compiled=self.settings.compile)
         #: How loud the sources are in a mix, see :class:`Settings`.
@@ -227,10 +232,10 @@ class Separator:
 
     @with_gradients()
     def framing(self, samples: int) -> Framing:
-        """How a track of so many samples is cut: into windows of :attr:`window`, a shorter one into one of its own.
+        """How a track of so many samples is cut: into windows of :attr:`window`, or into one if it is shorter.
 
-        What a prior hears past the end of a track it takes for sound, so that no window reaches past it. Where the
-        priors take no frame as long as a short track, it is cut into windows of the longest frame that they do take.
+        A prior takes what lies beyond the end of a track for sound, so no window reaches beyond it. If the priors take
+        no frame as long as a short track, the track is cut into windows of the longest frame that they take.
 
         Raises:
             ConfigurationError: the track is shorter than any frame that the priors take.
@@ -268,8 +273,8 @@ class Stream:
     A block is ``(2 + keep, source, channel, time)``: mean, standard deviation and draws.
 
     Attributes:
-        framing: how the track is cut. The last window ends where the track ends, and has more in common with the one
-            before than the others have.
+        framing: how the track is cut. The last window ends where the track ends, so it overlaps more with the window
+            before it than the others do.
     """
 
     def __init__(self, separator: Separator, windows: Iterable[Tensor], hearing: Hearing) -> None:
@@ -314,9 +319,9 @@ class Stream:
                 yield torch.stack([found[0, index], stddev[index], *found[1:, index]])[..., -length:]
 
     def _filled(self, windows: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
-        """Windows of full length, each with how many samples at its end are its own.
+        """Windows of full length, each with the number of samples at its end that are its own.
 
-        A shorter one, the last, gets what comes before it in the track.
+        A shorter window, which is the last, is filled with what comes before it in the track.
         """
         before: Tensor | None = None
         for window in windows:
@@ -364,16 +369,16 @@ class Stream:
 
     @staticmethod
     def _shared_residual(mix: Tensor, found: Tensor, mean: Tensor) -> Tensor:
-        """Give what the sources leave of the mix to them, so that they sum to it.
+        """Share the residual of the mix among the sources, so that they sum to the mix.
 
         Arguments:
             mix: ``(window, channel, time)``.
             found: mean and draws at the track's rate, ``(1 + keep, window, source, channel, time)``.
             mean: the mean at the priors' rate, ``(window, source, channel, frame)``.
 
-        What is left is the observation noise and, where the track's rate is higher than the priors', all above the
-        priors' band. Of that the priors know nothing; it is shared in each window as the sources' power in the
-        top octave of the band is.
+        The residual is the observation noise and, if the track's rate is higher than the priors', everything above the
+        priors' band. The priors know nothing of it. In each window it is shared in proportion to the sources' power in
+        the top octave of the band.
         """
         octave = torch.fft.rfft(mean)[..., mean.shape[-1] // 4 :]
         power = octave.abs().square().sum(-1, keepdim=True) + 1e-12

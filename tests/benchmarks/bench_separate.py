@@ -80,7 +80,7 @@ def main() -> None:
     for name, own in arms.items():
         taken = seconds(lambda own=own: separate(audio, info.sample_rate, priors, own), args.repeats)  # type: ignore[misc]
         print(f"{name:>24}: {taken / length:.3f} s for a second")
-    chains = choose_method(replace(settings, method="langevin"), priors).states
+    chains = choose_method(priors, "langevin").states
     frames = 0.1 * torch.randn(chains * LEVELS * args.windows, info.frame)
     for name, own in (("passes", flows), ("passes, bf16", [flow.with_autocast() for flow in flows])):
         print(f"{name:>24}: {seconds(lambda own=own: passes(own, frames), args.repeats) / length:.3f} s for a second")  # type: ignore[misc]

@@ -13,7 +13,7 @@ from pyrosep.data import StemFolder, ToyMixes
 from pyrosep.errors import ConfigurationError, DataError, MissingDependencyError
 from pyrosep.evaluation.scores import Reference, Score, aggregate, evaluate, song_references, toy_references
 from pyrosep.metrics import bss_eval, si_sdr
-from pyrosep.separation import Settings
+from pyrosep.separation import Chains, Settings
 
 RATE = 8_000
 EXACT = Settings("exact")
@@ -93,13 +93,12 @@ def test_several_methods_and_mixes(priors):
     scores, factors = evaluate(
         [reference(priors, "a"), reference(priors, "b")],
         priors,
-        ["exact", "langevin"],
-        Settings(chains=2, draws=10, warmup=10),
+        {"exact": "exact", "ten draws": Chains(2, 10, 10, ladder=None)},
         on_reference=lambda one: seen.append(one.name),
     )
     assert seen == ["a", "b"]
     assert len(scores) == 2 * 3 * 2
-    assert set(factors) == {"exact", "langevin"}
+    assert set(factors) == {"exact", "ten draws"}
 
 
 def test_silent_stems_are_not_scored(priors):
@@ -182,8 +181,9 @@ def test_toy_references():
 def test_toy_data_end_to_end():
     waves = ("sine", "square")
     priors = {wave: OscillatorPrior(wave, 64, sigma_min=0.05, periods=(16, 20)) for wave in waves}
-    settings = Settings(chains=2, draws=40, warmup=40, gains="mean", noise_db=-20)
-    scores, _ = evaluate(toy_references(waves, frame=64, size=2), priors, ["langevin"], settings)
+    settings = Settings(gains="mean", noise_db=-20)
+    methods = {"langevin": Chains(2, 4, 4, ladder=3, redraws=2)}
+    scores, _ = evaluate(toy_references(waves, frame=64, size=2), priors, methods, settings)
     assert len(scores) == 8
     assert all(math.isfinite(score.si_sdr) for score in scores)
 

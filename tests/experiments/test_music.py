@@ -8,7 +8,6 @@ from pyrosep.errors import ConfigurationError
 from pyrosep.experiments.music import music
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser
-from pyrosep.separation import Settings
 from pyrosep.zoo import save_guide
 
 RATE, FRAME = 8000, 4096
@@ -34,9 +33,9 @@ def place(tmp_path_factory):
 @pytest.mark.slow
 def test_it_scores_every_arm_by_the_same_code(place, tmp_path):
     model, songs = str(place / "model"), str(place / "songs")
-    settings = Settings(chains=2, draws=10, warmup=10)
+    numbers = {"chains": 2, "draws": 10, "warmup": 10}
     tables = music(
-        tmp_path, songs, songs, model=model, gaussian=model, seconds=2.0, components=4, frames=3, settings=settings
+        tmp_path, songs, songs, model=model, gaussian=model, seconds=2.0, components=4, frames=3, numbers=numbers
     )
     rows = tables["separation"].set_index(["method", "source"])["si_sdr_improvement_mean"]
     counts = tables["separation"].set_index(["method", "source"])["count"]
@@ -69,6 +68,15 @@ def test_chains_that_stay_near_a_guide_are_trusted_with_it_and_without(place, tm
     assert coverage[alone] < coverage["guide+langevin"] - 0.05
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Arms run in this process, which spares the imports of a fresh one."""
+    monkeypatch.setattr(
+        "pyrosep.experiments.music.mapped", lambda run, tasks, *_, **__: ((task, run(task)) for task in tasks)
+    )
+
+
+@pytest.mark.usefixtures("here")
 def test_a_source_that_is_silent_in_all_songs_is_not_scored(place, tmp_path):
     (tmp_path / "songs" / "one").mkdir(parents=True)
     audio.write(tmp_path / "songs" / "one" / "low.wav", audio.read(place / "songs" / "one" / "low.wav").samples, RATE)
@@ -89,6 +97,7 @@ def test_what_it_can_not_do(place, tmp_path):
         music(tmp_path, songs, songs, model="song-gaussian", gaussian="song-gaussian", arms=("guide",))
 
 
+@pytest.mark.usefixtures("here")
 def test_one_pass_is_scored_for_priors_that_know_interference(place, tmp_path):
     torch.manual_seed(0)
     size = BandSize(window=64, bands=3, width=4, neck=4, layers=1, features=4)
@@ -107,7 +116,7 @@ def test_one_pass_is_scored_for_priors_that_know_interference(place, tmp_path):
         model=str(tmp_path / "told"),
         arms=("one-pass",),
         seconds=1.0,
-        settings=Settings(chains=4),
+        numbers={"draws": 4},
     )
     assert list(dict.fromkeys(tables["trust"]["arm"])) == ["one-pass", "one-pass, spread of draws"]
     rows = tables["separation"].set_index(["method", "source"])["si_sdr_improvement_mean"]

@@ -27,7 +27,6 @@ from pyrosep import (
     ContinuousFlow,
     EncoderGuide,
     GaussianPrior,
-    Settings,
     audio,
     load_guide,
     load_priors,
@@ -167,7 +166,7 @@ def _models(seeds: Path) -> Target:
             return
         priors = load_priors(folder / name)
         if name == "gaussian":
-            separate(torch.randn(1, 100), priors.sample_rate, priors, Settings(method="exact"))
+            separate(torch.randn(1, 100), priors.sample_rate, priors, method="exact")
 
     return Target(make, call)
 

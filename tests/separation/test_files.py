@@ -16,12 +16,12 @@ import torch
 from pyrosep import GaussianPrior, audio
 from pyrosep.diagnostics import read_netcdf, summarize
 from pyrosep.errors import ConfigurationError, DataError, MissingFileError, NonFiniteAudioError
-from pyrosep.separation import Settings
+from pyrosep.separation import Chains, Settings, Wiener
 from pyrosep.separation.files import find_tracks, separate_track
 from pyrosep.zoo import PriorSet, PriorSetInfo
 
 RATE = 8_000
-SETTINGS = Settings(chains=2, draws=10, warmup=5, segment=0.05)
+SETTINGS = Settings(Chains(2, 10, 5, ladder=None), segment=0.05)
 EXACT = Settings("exact", segment=0.05)
 
 
@@ -200,7 +200,8 @@ def test_what_is_written(tmp_path, priors, channels, rate):
     assert report["sample_rate"] == rate
     assert report["channels"] == channels
     assert report["seconds"] == round(mix.shape[-1] / rate, 3)
-    assert report["settings"]["draws"] == 10
+    assert report["settings"]["segment"] == 0.05
+    assert report["method"]["draws"] == 10
     assert report["sources"] == list(report["gains"]) == ["low", "high"]
     assert report["diagnostics"]["summaries"] > 0
     assert sorted(path.name for path in folder.parent.iterdir()) == ["song"]
@@ -237,8 +238,8 @@ def test_exact_writes_no_posterior(track, priors, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Settings(chains=2, draws=3, warmup=5, segment=0.1), "at least 4 draws"),
-        (Settings(chains=1, draws=20, warmup=5, segment=0.1), "one chain"),
+        (Settings(Chains(2, 3, 5, ladder=None), segment=0.1), "at least 4 draws"),
+        (Settings(Chains(1, 20, 5, ladder=None), segment=0.1), "one chain"),
     ],
 )
 def test_too_little_to_diagnose(track, priors, tmp_path, settings, words):
@@ -259,13 +260,15 @@ def test_finished_tracks_are_kept(track, priors, tmp_path):
     assert (tmp_path / "out" / "low.wav").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("change", ["settings", "sources", "model", "input"])
+@pytest.mark.parametrize("change", ["settings", "method", "sources", "model", "input"])
 def test_other_settings_are_refused(track, priors, tmp_path, change):
     out = tmp_path / "out"
     run(track, out, priors, EXACT)
     settings, name = EXACT, "tiny"
     if change == "settings":
         settings = Settings("exact", segment=0.1)
+    elif change == "method":
+        settings = replace(SETTINGS, segment=EXACT.segment)
     elif change == "sources":
         priors = {"low": priors["low"]}
     elif change == "model":
@@ -277,6 +280,17 @@ def test_other_settings_are_refused(track, priors, tmp_path, change):
     report = separate_track(track, out, set_of(priors, name), settings, overwrite=True)
     assert "skipped" not in report
     assert (out / "high.wav").exists() == (change != "sources"), "nothing of the former run stays"
+
+
+def test_records_with_the_methods_numbers_among_the_settings_are_known(track, priors, tmp_path):
+    """As earlier versions wrote them."""
+    run(track, tmp_path / "out", priors, EXACT)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record["settings"] |= {"method": None, "chains": 3, "ladder": None}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert run(track, tmp_path / "out", priors, Settings(Wiener(), segment=0.05))["skipped"]
+    with pytest.raises(ConfigurationError, match="separated with another settings;"):
+        run(track, tmp_path / "out", priors, replace(EXACT, seed=1))
 
 
 def test_a_file_is_known_by_its_content(track, priors, tmp_path):
@@ -309,7 +323,7 @@ def test_a_record_without_a_digest_knows_the_path(track, priors, tmp_path):
 @pytest.mark.parametrize("sizes", [True, False], ids=["sizes", "no-sizes"])
 def test_a_track_that_is_not_whole_is_not_finished(track, priors, tmp_path, change, sizes):
     out = tmp_path / "out"
-    settings = Settings(chains=2, draws=4, warmup=1, segment=0.1, keep=1)
+    settings = Settings(Chains(2, 4, 1, ladder=None), segment=0.1, keep=1)
     run(track, out, priors, settings)
     before = audio.read(out / "low.draw0.wav").samples
     if not sizes:  # as runs wrote it that did not record them
@@ -503,7 +517,7 @@ def test_any_name_that_a_file_can_have(track, priors, tmp_path, name):
 
 def test_a_posterior_below_a_folder_whose_name_is_not_utf_8(track, priors, tmp_path):
     out = tmp_path / os.fsdecode(b"caf\xe9") / "song"
-    run(track, out, priors, Settings(chains=2, draws=4, warmup=1, segment=0.1))
+    run(track, out, priors, Settings(Chains(2, 4, 1, ladder=None), segment=0.1))
     assert read_netcdf(out / "posterior.nc").posterior.sizes["draw"] == 4
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,24 @@ import torch
 
 from pyrosep import ContinuousFlow, EncoderGuide, FloWaveNet, GaussianPrior, OscillatorPrior, load_priors
 from pyrosep.errors import ConfigurationError, DataError, SampleRateError, ShapeError
+from pyrosep.infer.search.descent import LEVELS as LEVELS_DOWN
 from pyrosep.nn.bandnet import BandSize
 from pyrosep.nn.denoiser import BandDenoiser, Denoiser, DenoiserSize
 from pyrosep.nn.refining import UNetSize
 from pyrosep.priors.flowavenet import FloWaveNetwork, FlowSize
-from pyrosep.separation import LocalSearch, Separator, Settings, SharedDescent, Wiener, choose_method, separate
+from pyrosep.separation import (
+    Chains,
+    FromGuide,
+    LocalSearch,
+    OnePass,
+    Separator,
+    Settings,
+    SharedDescent,
+    Wiener,
+    choose_method,
+    choose_methods,
+    separate,
+)
 from pyrosep.separation.chains import mode_weights
 from pyrosep.signal.windows import windows_of
 from pyrosep.zoo import PriorSet
@@ -26,7 +40,7 @@ from pyrosep.zoo import PriorSet
 RATE = 16_000
 FRAME = 512
 EXACT = Settings(method="exact")
-CHAINS = Settings(chains=2, draws=20, warmup=20)
+CHAINS = Settings(Chains(2, 20, 20, ladder=None))
 
 
 def gaussians(rate=RATE, frame=FRAME):
@@ -70,7 +84,7 @@ def test_length_is_kept(rate, overlap):
     hop = window - round(overlap * window)
     for length in (1, 2, 37, window - 1, window, window + 1, hop, hop + window, hop + window + 1, 3 * window + 17):
         mix = noise(1, length)
-        result = separate(mix, rate, gaussians(), Settings(method="exact", overlap=overlap))
+        result = separate(mix, rate, gaussians(), method="exact", overlap=overlap)
         assert result.mean.shape == (3, 1, length), length
         assert db(result.mean.sum(0) - mix, mix) < -100
         assert bool(result.stddev.isfinite().all())
@@ -80,7 +94,7 @@ def test_length_is_kept(rate, overlap):
 @pytest.mark.parametrize("gains", ["fit", "level", "mean"])
 def test_chains_keep_awkward_lengths_too(length, gains):
     mix = noise(2, length)
-    result = separate(mix, RATE, gaussians(), Settings(chains=2, draws=10, warmup=5, gains=gains))
+    result = separate(mix, RATE, gaussians(), method=Chains(2, 10, 5, ladder=None), gains=gains)
     assert result.mean.shape == (3, 2, length)
     assert db(result.mean.sum(0) - mix, mix) < -100
     assert bool(result.stddev.isfinite().all())
@@ -170,7 +184,7 @@ def test_priors_that_take_some_frames_alone_cut_a_short_track():
     assert Separator(flows, 8000).framing(63).window == 60  # 120 samples at the priors' rate
     with pytest.raises(ConfigurationError, match=r"a track of 7 samples is too short for these priors: .* multiple of"):
         separator.framing(7)
-    mix, settings = noise(1, 63), Settings(chains=2, draws=2, warmup=0, coupling="noisy", ladder=2, redraws=0)
+    mix, settings = noise(1, 63), Settings(Chains(2, 2, 0, coupling="noisy", ladder=2, redraws=0))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*did not move")
         found = separate(mix, RATE, flows, settings)
@@ -183,7 +197,7 @@ def test_a_short_toy_track_is_found():
     """A quarter of the frame: with silence beyond it, no period of a wave would fit."""
     priors = toy(frame=1024)
     mix, truth = toy_mix(toy(frame=256))
-    settings = Settings(chains=4, draws=4, warmup=10, gains="mean")
+    settings = Settings(Chains(4, 4, 10), gains="mean")
     found = separate(mix, priors["saw"].sample_rate, priors, settings)
     assert db(found.mean[:, 0] - truth, truth) < -20
 
@@ -246,7 +260,7 @@ def test_windows_do_not_show():
 def test_chains_agree_with_the_exact_mean_and_deviation(channels):
     priors = gaussians(frame=64)
     mix = noise(channels, 64)
-    settings = Settings(chains=8, draws=600, warmup=100, noise_db=-20.0, seed=1)
+    settings = Settings(Chains(8, 600, 100, ladder=None), noise_db=-20.0, seed=1)
     found, exact = separate(mix, RATE, priors, settings), separate(mix, RATE, priors, Settings("exact", noise_db=-20.0))
     # Monte Carlo errors from the effective number of draws of the worst random projection.
     ess = arviz.ess({"x": found.summaries["projection"]}, method="mean")["x"].values.min()
@@ -278,7 +292,7 @@ def test_summaries_are_in_the_order_of_windows_and_channels(monkeypatch):
     levels = torch.tensor([1.0, 0.5, 0.8, 0.3]).repeat_interleave(FRAME) * torch.tensor([[1.0], [0.6]])
     mix = noise(2, 4 * FRAME) * levels
     priors = {"broad": gaussians()["broad"]}
-    settings = Settings(chains=3, draws=10, warmup=20, overlap=0.0)
+    settings = Settings(Chains(3, 10, 20, ladder=None), overlap=0.0)
     expected = 10 * torch.log10(mix.reshape(2, 4, FRAME).square().mean(-1)).mT.numpy()
     for size in (1, 1 << 19):
         monkeypatch.setattr("pyrosep.separation.separator._BATCH_VALUES", {"cpu": size})
@@ -291,7 +305,7 @@ def test_seeds():
     mix = noise(1, 3 * FRAME)
 
     def mean(seed):
-        return separate(mix, RATE, gaussians(), Settings(chains=2, draws=5, warmup=5, seed=seed)).mean
+        return separate(mix, RATE, gaussians(), method=Chains(2, 5, 5, ladder=None), seed=seed).mean
 
     first = mean(0)
     torch.manual_seed(99)
@@ -302,9 +316,8 @@ def test_seeds():
 def test_windows_of_different_batches_have_different_noise(monkeypatch):
     monkeypatch.setattr("pyrosep.separation.separator._BATCH_VALUES", {"cpu": 1})
     one = noise(1, FRAME)
-    found = separate(
-        torch.cat([one, one], -1), RATE, gaussians(), Settings(chains=1, draws=5, warmup=5, overlap=0.0, noise_db=-20)
-    )
+    settings = Settings(Chains(1, 5, 5, ladder=None), overlap=0.0, noise_db=-20)
+    found = separate(torch.cat([one, one], -1), RATE, gaussians(), settings)
     first, second = found.mean.split(FRAME, -1)
     assert not torch.equal(first, second)
 
@@ -312,7 +325,7 @@ def test_windows_of_different_batches_have_different_noise(monkeypatch):
 def test_toy_sources():
     priors = {wave: OscillatorPrior(wave, 128, sigma_min=0.05, periods=(8, 16, 20)) for wave in ("sine", "square")}
     mix = (priors["sine"].sample() + priors["square"].sample()).unsqueeze(0) / 2
-    settings = Settings(chains=2, draws=60, warmup=60, gains="mean", noise_db=-20)
+    settings = Settings(Chains(2, 60, 60), gains="mean", noise_db=-20)
     result = separate(mix, 14_700, priors, settings)
     assert result.gains.tolist() == [0.5, 0.5]
     assert db(result.mean.sum(0) - mix, mix) < -100
@@ -337,7 +350,7 @@ def test_draws_that_are_kept_sum_to_the_mix(settings, rate):
 
 def test_all_draws_have_the_mean_and_deviation_that_are_given():
     mix = noise(1, FRAME)
-    result = separate(mix, RATE, gaussians(), Settings(chains=2, draws=8, warmup=10, keep=16, overlap=0.0))
+    result = separate(mix, RATE, gaussians(), method=Chains(2, 8, 10, ladder=None), keep=16, overlap=0.0)
     scale = result.mean.abs().max().item()
     # The same sixteen draws: to float32 rounding, and the residual of -60 dB that each shares in its own way.
     torch.testing.assert_close(result.draws.mean(0), result.mean, rtol=0, atol=1e-5 * scale)
@@ -410,10 +423,6 @@ def test_gains_from_spectra_need_spectra(gains, monkeypatch):
     ("options", "match"),
     [
         ({"method": "magic"}, "method must be one of"),
-        ({"chains": 0}, "chains must be at least 1; got 0"),
-        ({"draws": 0}, "draws must be at least 1; got 0"),
-        ({"chains": 1, "draws": 1}, "at least 2 chains or draws"),
-        ({"warmup": -1}, "warmup must be at least 0; got -1"),
         ({"segment": 0.0}, "segment must be a positive number"),
         ({"segment": math.inf}, "segment must be a positive number"),
         ({"segment": math.nan}, "segment must be a positive number"),
@@ -423,11 +432,6 @@ def test_gains_from_spectra_need_spectra(gains, monkeypatch):
         ({"gains": "loud"}, "gains must be 'mean', 'level', 'fit' or numbers"),
         ({"gains": (1.0, math.nan)}, "gains must be finite"),
         ({"keep": -1}, "keep must be between 0"),
-        ({"coupling": "tight"}, "coupling must be one of"),
-        ({"ladder": 1}, "at least 2 levels"),
-        ({"ladder": (0.1, 1.0)}, "falling sequence"),
-        ({"redraws": -1}, "redraws must be at least 0"),
-        ({"chains": 2, "draws": 3, "keep": 7}, "keep must be between 0 and the 6 draws"),
         ({"noise_db": 0.0}, "noise_db must be below 0"),
         ({"noise_db": math.nan}, "noise_db must be below 0"),
     ],
@@ -435,6 +439,91 @@ def test_gains_from_spectra_need_spectra(gains, monkeypatch):
 def test_settings_out_of_range(options, match):
     with pytest.raises(ConfigurationError, match=match):
         Settings(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "match"),
+    [
+        *((kind, {"chains": 0}, "chains must be at least 1; got 0") for kind in (Chains, LocalSearch, SharedDescent)),
+        *((kind, {"draws": 0}, "draws must be at least 1; got 0") for kind in (Chains, SharedDescent, OnePass)),
+        *((kind, {"warmup": -1}, "warmup must be at least 0; got -1") for kind in (Chains, LocalSearch)),
+        *((kind, {"ladder": 1}, "at least 2 levels; got 1") for kind in (Chains, LocalSearch, SharedDescent)),
+        *((kind, {"ladder": (0.1, 1.0)}, "falling sequence") for kind in (Chains, LocalSearch, SharedDescent)),
+        *((kind, {"temperature": 0.0}, "positive number; got 0") for kind in (SharedDescent, OnePass)),
+        (Chains, {"coupling": "tight"}, "coupling must be one of"),
+        (Chains, {"coupling": "local"}, "take SharedDescent or LocalSearch"),
+        (Chains, {"redraws": -1}, "redraws must be at least 0"),
+        (Chains, {"step_size": 0.0}, "step_size must be a positive number; got 0"),
+        (LocalSearch, {"max_residual_ratio": 0.5}, "max_residual_ratio must be at least 1; got 0.5"),
+        (SharedDescent, {"from_mix": 1.5}, "from_mix is a share"),
+        *(
+            (kind, {"warmup": 3}, "ends in one draw has no warm-up; got warmup 3")
+            for kind in (LocalSearch, SharedDescent)
+        ),
+    ],
+)
+def test_numbers_out_of_range(kind, numbers, match):
+    with pytest.raises(ConfigurationError, match=match):
+        kind(**numbers)
+
+
+def test_draws_are_at_least_two_and_at_least_those_that_are_kept():
+    for chains, keep, match in ((Chains(1, 1), 0, "at least 2 chains or draws"), (Chains(2, 3), 7, "and the 6 draws")):
+        with pytest.raises(ConfigurationError, match=match):
+            Separator(gaussians(), RATE, Settings(chains, keep=keep))
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "takes"),
+    [
+        ("exact", "chains", "no numbers"),
+        ("guide", "temperature", "no numbers"),
+        ("one-pass", "chains", "draws, temperature"),
+        ("langevin", "redraws", "chains, draws, warmup, max_residual_ratio, ladder, temperature, coupling"),
+        ("langevin", "from_mix", "chains, draws, warmup, max_residual_ratio, ladder, temperature, coupling"),
+        (
+            "guide+langevin",
+            "redraws",
+            "chains, draws, warmup, max_residual_ratio, ladder, from_mix, temperature, coupling",
+        ),
+    ],
+)
+def test_a_number_that_a_method_does_not_have_is_refused_by_name(method, number, takes, told_flows):
+    with pytest.raises(
+        ConfigurationError, match=rf"'{re.escape(method)}' takes no {number} under .*; it takes {takes}"
+    ):
+        choose_method(PriorSet.of(told_flows), method, **{number: 1})
+
+
+def test_numbers_of_a_search_are_for_methods_that_search(told_flows):
+    """Under Gaussian priors there is none, unless one is asked for; and one that is local has no temperature."""
+    with pytest.raises(ConfigurationError, match="takes no redraws under these priors"):
+        choose_method(PriorSet.of(gaussians()), redraws=3)
+    assert choose_method(PriorSet.of(gaussians()), redraws=3, ladder=5).redraws == 3
+    with pytest.raises(ConfigurationError, match="takes no temperature"):
+        choose_method(PriorSet.of(told_flows), coupling="local", temperature=2.0)
+    with pytest.raises(ConfigurationError, match="'exact' takes no chains"):
+        choose_method(PriorSet.of(gaussians()), Wiener(), chains=2)
+    assert choose_method(PriorSet.of(gaussians()), Chains(draws=3), chains=2) == Chains(2, 3)
+
+
+def test_a_number_is_for_the_methods_of_several_that_have_it(told_flows):
+    found = choose_methods(PriorSet.of(told_flows), ["langevin", "one-pass", "exact"], chains=3, draws=4)
+    assert found == {
+        "langevin": SharedDescent(3, 4, temperature=1.0),
+        "one-pass": OnePass(4, temperature=1.0),
+        "exact": Wiener(),
+    }
+    with pytest.raises(ConfigurationError, match="none of the methods one-pass, exact takes chains"):
+        choose_methods(PriorSet.of(told_flows), ["one-pass", "exact"], chains=3)
+
+
+def test_changes_of_settings_may_be_given_by_name():
+    mix = noise(1, FRAME)
+    found = separate(mix, RATE, gaussians(), EXACT, keep=2, seed=1)
+    assert torch.equal(found.draws, separate(mix, RATE, gaussians(), Settings(Wiener(), keep=2, seed=1)).draws)
+    with pytest.raises(TypeError, match="chains"):
+        separate(mix, RATE, gaussians(), chains=2)
 
 
 @pytest.mark.parametrize("shape", [(100,), (1, 1, 100), (2, 0)])
@@ -500,7 +589,8 @@ def test_windows_of_silence_are_separated_too(where, method, told_flows):
     places = {"beginning": (..., slice(4 * FRAME)), "middle": (..., slice(FRAME, 4 * FRAME)), "one channel": (1,)}
     mix[places[where]] = 0.0
     priors = PriorSet(told_flows, guide=WhiteGuide(LEVELS, (1.0, 1.0)))
-    found = separate(mix, RATE, priors, Settings(method=method, gains=(1.0, 1.0), keep=2, chains=4, ladder=3))
+    numbers = {"chains": 4, "ladder": 3} if "langevin" in method else {}
+    found = separate(mix, RATE, priors, method=choose_method(priors, method, **numbers), gains=(1.0, 1.0), keep=2)
     for values in (found.mean, found.stddev, found.draws):
         assert bool(values.isfinite().all())
     assert db(found.mean.sum(0) - mix, mix) < -100
@@ -537,11 +627,13 @@ def test_the_callers_random_state_is_left_alone(settings):
 @pytest.mark.filterwarnings("ignore:.*did not move")
 def test_inference_mode_is_no_matter(name):
     own = {"toy": {"draws": 2, "warmup": 1, "redraws": 1, "ladder": 3}, "band-small": {"ladder": 2}}[name]
-    settings, mix = Settings(chains=2, segment=0.1, **own), noise(1, 2000)
+    samples = {"toy": 400, "band-small": 2000}[name]
+    mix = noise(1, samples)
 
     def mean(mix):
         priors = load_priors(name)
-        return separate(mix, priors.sample_rate, priors, settings).mean
+        method = choose_method(priors, chains=2, **own)
+        return separate(mix, priors.sample_rate, priors, method=method, segment=samples / priors.sample_rate).mean
 
     expected = mean(mix)
     with torch.inference_mode():
@@ -587,12 +679,12 @@ def test_a_separator_keeps_nothing_of_a_track():
 # Long tracks
 
 
-@pytest.mark.parametrize("settings", [EXACT, Settings(chains=1, draws=2, warmup=0)], ids=["exact", "langevin"])
+@pytest.mark.parametrize("settings", [EXACT, Settings(Chains(1, 2, 0, ladder=None))], ids=["exact", "langevin"])
 def test_memory_does_not_grow_with_the_track(settings, monkeypatch):
     """Windows are asked for a batch at a time, and let go: never more than two batches are alive."""
     # Two windows of one chain.
     monkeypatch.setattr("pyrosep.separation.separator._BATCH_VALUES", {"cpu": 2 * 3 * FRAME})
-    batch = max(1, 2 // (settings.chains or 4))
+    batch = max(1, 2 // choose_method(PriorSet.of(gaussians()), settings.method).states)
     alive, most, asked = weakref.WeakSet(), 0, 0
     separator = Separator(gaussians(), RATE, settings)
 
@@ -640,7 +732,7 @@ def toy_mix(priors, frames=1):
 def test_priors_with_many_modes_are_searched():
     priors = toy()
     mix, truth = toy_mix(priors, frames=2)
-    settings = Settings(chains=4, draws=8, warmup=20, gains="mean", overlap=0.0, keep=3)
+    settings = Settings(Chains(4, 8, 20), gains="mean", overlap=0.0, keep=3)
     rate = priors["saw"].sample_rate
     result = separate(mix, rate, priors, settings)
     assert db(result.mean[:, 0] - truth, truth) < -20
@@ -660,23 +752,21 @@ def test_a_chain_astray_has_no_say_in_the_mean():
 @pytest.mark.parametrize("coupling", ["sweeps", "noisy", "denoised", "constraint"])
 def test_a_search_leaves_gaussian_posteriors_as_they_are(coupling):
     mix = noise(1, FRAME)
-    settings = Settings(
-        chains=8, draws=60, warmup=60, noise_db=-20.0, coupling=coupling, ladder=4, redraws=1, overlap=0.0
-    )
-    found = separate(mix, RATE, gaussians(), settings)
+    method = Chains(8, 60, 60, coupling=coupling, ladder=4, redraws=1)
+    found = separate(mix, RATE, gaussians(), method=method, noise_db=-20.0, overlap=0.0)
     exact = separate(mix, RATE, gaussians(), Settings("exact", noise_db=-20.0, overlap=0.0))
     assert db(found.mean - exact.mean, exact.mean) < -10
     assert found.stddev.mean().item() == pytest.approx(exact.stddev.mean().item(), rel=0.15)
 
 
 def test_gaussian_priors_are_not_searched_unless_asked():
-    def ladder(priors, settings):
-        return choose_method(settings, PriorSet.of(priors)).ladder
+    def ladder(priors, **numbers):
+        return choose_method(PriorSet.of(priors), **numbers).ladder
 
-    assert ladder(gaussians(), Settings()) is None
-    assert ladder(gaussians(), Settings(ladder=5)) == 5
-    assert ladder(gaussians(), Settings(coupling="sweeps")) == 20
-    assert ladder(toy(), Settings()) == 20
+    assert ladder(gaussians()) is None
+    assert ladder(gaussians(), ladder=5) == 5
+    assert ladder(gaussians(), coupling="sweeps") == 20
+    assert ladder(toy()) == 20
 
 
 # Guides
@@ -714,8 +804,8 @@ def test_a_guide_that_is_exact_separates_exactly(gains, rate):
     """Trained with gains (1, 1), or (1, 2) for the last: the same ratio is all that is needed."""
     guide = WhiteGuide(LEVELS, (gains[0], gains[1]) if gains[0] == gains[1] == 1 else (0.5, 0.5 * gains[1] / gains[0]))
     mix = noise(2, 3 * FRAME + 7)
-    found = separate(mix, rate, PriorSet(white_priors(), guide=guide), Settings(method="guide", gains=gains, keep=3))
-    expected = separate(mix, rate, white_priors(), Settings(method="exact", gains=gains))
+    found = separate(mix, rate, PriorSet(white_priors(), guide=guide), method="guide", gains=gains, keep=3)
+    expected = separate(mix, rate, white_priors(), method="exact", gains=gains)
     assert db(found.mean - expected.mean, expected.mean) < -50
     assert found.stddev.mean((1, 2)).allclose(expected.stddev.mean((1, 2)), rtol=0.02)
     assert found.draws.shape == (3, *found.mean.shape)
@@ -726,7 +816,7 @@ def test_a_guide_that_is_exact_separates_exactly(gains, rate):
 
 def test_draws_of_a_guide_have_its_mean_and_deviation():
     guide = WhiteGuide(LEVELS, (1.0, 1.0))
-    settings = Settings(method="guide", gains=(1.0, 1.0), keep=400)
+    settings = Settings(FromGuide(), gains=(1.0, 1.0), keep=400)
     found = separate(noise(1, FRAME), RATE, PriorSet(white_priors(), guide=guide), settings)
     assert (found.draws.mean(0) - found.mean).std() < 3 * found.stddev.mean() / 20
     assert found.draws.std(0).mean() == pytest.approx(found.stddev.mean().item(), rel=0.02)
@@ -767,7 +857,7 @@ def test_networks_are_compiled_where_that_is_asked_for(monkeypatch, white_flows)
 
     calls: list[tuple] = []
     monkeypatch.setattr(torch, "compile", compiled)
-    mix, settings = noise(1, FRAME), Settings(chains=2, precision="32-true", gains=(1.0, 1.0))
+    mix, settings = noise(1, FRAME), Settings(LocalSearch(2), precision="32-true", gains=(1.0, 1.0))
     plain = separate(mix, RATE, white_flows, settings)
     assert not calls
     found = separate(mix, RATE, white_flows, replace(settings, compile=True))
@@ -780,20 +870,21 @@ def test_a_guide_that_is_there_starts_the_chains(monkeypatch):
     guide, starts = WhiteGuide(LEVELS, (0.5, 0.5)), []
     forward = WhiteGuide.forward
     monkeypatch.setattr(WhiteGuide, "forward", lambda self, mix: starts.append(mix.shape) or forward(self, mix))
-    mix, settings = noise(1, FRAME), replace(CHAINS, draws=200, gains=(1.0, 1.0))
-    found = separate(mix, RATE, PriorSet(white_priors(), guide=guide), settings)
+    mix, priors = noise(1, FRAME), PriorSet(white_priors(), guide=guide)
+    numbers = {"chains": 2, "draws": 200, "warmup": 20}
+    found = separate(mix, RATE, priors, method=choose_method(priors, **numbers), gains=(1.0, 1.0))
     assert starts == [(2, FRAME)]
     expected = separate(mix, RATE, white_priors(), replace(EXACT, gains=(1.0, 1.0)))
     assert db(found.mean - expected.mean, expected.mean) < -15
-    separate(mix, RATE, PriorSet(white_priors(), guide=guide), replace(settings, method="langevin"))
+    separate(mix, RATE, priors, method=choose_method(priors, "langevin", **numbers), gains=(1.0, 1.0))
     assert len(starts) == 1
 
 
 def test_deviations_of_chains_that_stay_near_a_guide_hold_its_own(white_flows):
     """The spread of the chains, and what the guide says that none of them can find out."""
     guide, mix, priors = WhiteGuide(LEVELS, (1.0, 1.0)), noise(1, FRAME), white_flows
-    settings = Settings(gains=(1.0, 1.0), chains=4, keep=4, overlap=0.0)
-    assert choose_method(settings, PriorSet(priors, guide=guide)) == LocalSearch(chains=4, guided=True)
+    settings = Settings(gains=(1.0, 1.0), keep=4, overlap=0.0)
+    assert choose_method(PriorSet(priors, guide=guide)) == LocalSearch(chains=4, guided=True)
     found = separate(mix, RATE, PriorSet(priors, guide=guide), settings)
     own = separate(mix, RATE, PriorSet(priors, guide=guide), replace(settings, method="guide"))
     # All four chains are kept; draws are given what they leave of the mix, the noise, 60 dB below it.
@@ -824,9 +915,9 @@ def told_flows():
 def test_filters_that_know_interference_go_down_together(told_flows, white_flows):
     """By default; one draw of each of eight chains, and each sums to the mix."""
     told = PriorSet.of(told_flows)
-    assert choose_method(Settings(), told) == SharedDescent(chains=8, draws=1, warmup=0, ladder=4)
-    assert choose_method(Settings(chains=2, draws=3, warmup=1), told) == SharedDescent(2, 3, 1)
-    assert choose_method(Settings(), PriorSet.of(white_flows)) == LocalSearch(chains=4, draws=1, warmup=0, ladder=12)
+    assert choose_method(told) == SharedDescent(chains=8, draws=1, warmup=0, ladder=LEVELS_DOWN, temperature=1.0)
+    assert choose_method(told, chains=2, draws=3, warmup=1) == SharedDescent(2, 3, 1, temperature=1.0)
+    assert choose_method(PriorSet.of(white_flows)) == LocalSearch(chains=4, draws=1, warmup=0, ladder=12)
     mix = noise(1, 2 * FRAME)
     found = separate(mix, RATE, told_flows, Settings(gains=(1.0, 1.0), keep=8, overlap=0.0))
     torch.testing.assert_close(found.mean.sum(0), mix, atol=1e-5, rtol=0)
@@ -853,7 +944,7 @@ def test_one_pass_shares_the_mix_out_by_one_call_of_each_prior(told_flows, monke
     calls = []
     filtered = ContinuousFlow.filtered
     monkeypatch.setattr(ContinuousFlow, "filtered", lambda self, x: calls.append(x.shape) or filtered(self, x))
-    mix, settings = noise(channels, 2 * FRAME), Settings(method="one-pass", gains=(1.0, 1.0), keep=8, overlap=0.0)
+    mix, settings = noise(channels, 2 * FRAME), Settings("one-pass", gains=(1.0, 1.0), keep=8, overlap=0.0)
     found = separate(mix, RATE, told_flows, settings)
     assert len(calls) == 2
     assert all(shape[0] == 2 * channels for shape in calls)
@@ -862,7 +953,7 @@ def test_one_pass_shares_the_mix_out_by_one_call_of_each_prior(told_flows, monke
     off = (found.draws - found.mean).square().mean(0).sqrt()
     torch.testing.assert_close(found.stddev, off, atol=1e-3, rtol=0.02)
     assert (found.draws.mean(0) - found.mean).std() < 3 * found.stddev.mean() / 8**0.5
-    again = separate(mix, RATE, told_flows, replace(settings, keep=0, temperature=2.0))
+    again = separate(mix, RATE, told_flows, settings, keep=0, method=OnePass(temperature=2.0))
     torch.testing.assert_close(again.mean, found.mean)
     torch.testing.assert_close(again.stddev, 2 * found.stddev)
     assert not found.summaries
@@ -871,13 +962,13 @@ def test_one_pass_shares_the_mix_out_by_one_call_of_each_prior(told_flows, monke
 def test_one_pass_is_for_filters_that_know_interference(white_flows):
     for priors in (white_flows, white_priors()):
         with pytest.raises(ConfigurationError, match="'one-pass' needs priors whose denoisers filter"):
-            separate(noise(1, FRAME), RATE, priors, Settings(method="one-pass"))
+            separate(noise(1, FRAME), RATE, priors, Settings("one-pass"))
 
 
 def test_a_temperature_moves_draws_about_their_mean(told_flows):
     mix, settings = noise(1, 2 * FRAME), Settings(gains=(1.0, 1.0), keep=8, overlap=0.0)
     plain = separate(mix, RATE, told_flows, settings)
-    warm = separate(mix, RATE, told_flows, replace(settings, temperature=1.5))
+    warm = separate(mix, RATE, told_flows, settings, method=SharedDescent(temperature=1.5))
     torch.testing.assert_close(warm.mean, plain.mean)
     torch.testing.assert_close(warm.stddev, 1.5 * plain.stddev)
     torch.testing.assert_close(warm.draws, plain.mean + 1.5 * (plain.draws - plain.mean), atol=1e-5, rtol=0)
@@ -887,8 +978,8 @@ def test_a_temperature_moves_draws_about_their_mean(told_flows):
 def test_a_models_temperature_is_of_the_method_and_search_that_it_was_fitted_to(told_flows, white_flows):
     def temperature(priors, **changes):
         own = {"langevin": 1.5, "guide+langevin": 2.0}
-        guide = WhiteGuide(LEVELS, (1.0, 1.0)) if "guide" in changes.get("method", "") else None
-        method = choose_method(Settings(**changes), PriorSet(priors, guide=guide, temperatures=own))
+        guide = WhiteGuide(LEVELS, (1.0, 1.0)) if "guide" in str(changes.get("method")) else None
+        method = choose_method(PriorSet(priors, guide=guide, temperatures=own), **changes)
         return getattr(method, "temperature", None)
 
     assert temperature(told_flows) == 1.5
@@ -897,9 +988,9 @@ def test_a_models_temperature_is_of_the_method_and_search_that_it_was_fitted_to(
     assert temperature(told_flows, method="one-pass") == 1.0
     assert temperature(told_flows, coupling="local") is None
     assert temperature(white_flows) is None
-    assert choose_method(Settings(), PriorSet.of(told_flows)).temperature == 1.0
-    with pytest.raises(ConfigurationError, match="temperature must be a positive number; got 0"):
-        Settings(temperature=0.0)
+    assert temperature(told_flows, method=SharedDescent(chains=4)) == 1.5
+    assert temperature(told_flows, method=SharedDescent(temperature=1.25)) == 1.25
+    assert choose_method(PriorSet.of(told_flows)).temperature == 1.0
 
 
 @pytest.mark.parametrize(
