@@ -1,4 +1,4 @@
-"""One training for each source of a prior set, in this process or several; each result is written at once."""
+"""One training for each source of a prior set, in this process or in several; each result is written at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from cyclopts.types import PositiveInt
 
 from pyrosep.cli.manners import figures_line, say, write_json
 from pyrosep.cli.options import Data, Reporting, chosen_device
-from pyrosep.errors import ConfigurationError
+from pyrosep.cli.training_options import Anew, Summary
+from pyrosep.errors import ConfigurationError, DataError
 from pyrosep.interruption import leave_signals_to_parent
 from pyrosep.training.augmentation import Augmentation
 from pyrosep.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from pyrosep.data.catalog import DataSets
     from pyrosep.priors import SourcePrior
     from pyrosep.training.frames import Frames
     from pyrosep.training.trainer import Trainer
@@ -31,6 +33,11 @@ Trained = tuple[dict[str, "SourcePrior"], dict[str, Any]]
 
 class Recipe(Protocol):
     """How a family is trained, with the numbers that only this family has."""
+
+    @property
+    def family(self) -> str:
+        """The name of the family, as model folders have it."""
+        ...
 
     @property
     def hears_others(self) -> bool:
@@ -55,8 +62,6 @@ class FamilyOptions:
         start: A model whose priors to start from. By default random weights.
         workers: Sources trained side by side, a process each.
         gains: How loud sources are in a mix: ``level``, ``fit`` or ``mean``.
-        summary: One line for ``pyrosep models``.
-        overwrite: Start anew where there is a checkpoint.
     """
 
     sample_rate: PositiveInt | None = None
@@ -66,8 +71,8 @@ class FamilyOptions:
     start: str | None = None
     workers: PositiveInt = 1
     gains: str = "level"
-    summary: str = ""
-    overwrite: bool = False
+    summary: Summary = ""
+    overwrite: Anew = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Job:
     Attributes:
         source: its name.
         folder: for checkpoints.
-        data: what is trained on.
+        songs: what is trained on; ``None`` for toy waves.
         options: of all families.
         recipe: of this one.
         settings: of the training.
@@ -86,26 +91,25 @@ class Job:
 
     source: str
     folder: Path
-    data: Data
+    songs: DataSets | None
     options: FamilyOptions
     recipe: Recipe
     settings: TrainingSettings
     quiet: bool
 
-    def begun(self, family: type[SourcePrior]) -> Any:
-        """The prior that is started from, if there is one."""
-        from pyrosep.zoo import load_priors
+    def begun(self) -> Any:
+        """The prior of the recipe's family that is started from, if there is one."""
+        from pyrosep.zoo import load_priors, prior_set_info
 
-        start = self.options.start
+        start, family = self.options.start, self.recipe.family
         if start is None:
             return None
-        prior = load_priors(start, frame=self.options.frame, sources=[self.source])[self.source]
-        if not isinstance(prior, family):
-            raise ConfigurationError(f"expected a model of {family.__name__} priors to start from; {start} has {prior}")
-        return prior
+        if (found := prior_set_info(start).family) != family:
+            raise ConfigurationError(f"expected a model of {family} priors to start from; {start} has {found} priors")
+        return load_priors(start, frame=self.options.frame, sources=[self.source])[self.source]
 
     def run(self, fabric: Any = None) -> tuple[Trained, bool]:
-        """What came of it, and whether this process is the one that writes."""
+        """The result of the training, and whether this process is the one that writes."""
         from pyrosep.training.trainer import Trainer, launch
 
         chosen_device(self.settings.accelerator)  # for the number of threads
@@ -124,19 +128,18 @@ class Job:
         from pyrosep.training.frames import song_frames, toy_frames
 
         frame, seed = self.options.frame, self.settings.seed
-        if self.data.simulated:
+        if self.songs is None:
             return toy_frames(self.source, frame, seed=seed)
-        heard = self.recipe.hears_others
-        songs = self.data.open(None if heard else [self.source])
+        others = self.songs.sources if self.recipe.hears_others else ()
         return song_frames(
-            songs,
+            self.songs,
             self.source,
             frame,
             sample_rate=self.options.sample_rate,
-            others=tuple(other for other in songs.sources if other != self.source) if heard else (),
+            others=tuple(other for other in others if other != self.source),
             augmentation=self.recipe.augmentation,
             seed=seed,
-            shares=songs.shares,
+            shares=self.songs.shares,
         )
 
 
@@ -155,16 +158,13 @@ def train_all(
     Arguments:
         dtype: of the weights on disk; their own by default.
     """
-    from pyrosep.data.toy import WAVES
-    from pyrosep.naming import check_source_names
     from pyrosep.zoo import save_priors
 
     if options.workers > 1 and settings.devices * settings.nodes > 1:
         raise ConfigurationError("several workers take one device a source; ask for either them or several devices")
     data.check_augmentation(recipe.augmentation)
-    names = tuple(data.source or WAVES) if data.simulated else data.open(data.source).sources
-    check_source_names(names)  # before the work, and before one of them becomes the name of a folder
-    jobs = [Job(name, out / "training" / name, data, options, recipe, settings, report.quiet) for name in names]
+    songs, names = _opened(data, recipe)
+    jobs = [Job(name, out / "training" / name, songs, options, recipe, settings, report.quiet) for name in names]
     reports = {}
     for job, ((priors, figures), lead) in zip(jobs, _results(jobs, options.workers), strict=True):
         reports[job.source] = figures
@@ -185,6 +185,19 @@ def train_all(
     write_json(report.json, reports)
     if not report.quiet:
         say(f"written to {out}")
+
+
+def _opened(data: Data, recipe: Recipe) -> tuple[DataSets | None, tuple[str, ...]]:
+    """Songs, all of whose sources are there where others are heard, and the names of the sources to train on."""
+    from pyrosep.data.toy import WAVES
+    from pyrosep.naming import check_source_names
+
+    songs = None if data.simulated else data.open(None if recipe.hears_others else data.source)
+    names = tuple(data.source or (WAVES if songs is None else songs.sources))
+    check_source_names(names)  # before the work, and before one of them becomes the name of a folder
+    if songs is not None and (unknown := [name for name in names if name not in songs.sources]):
+        raise DataError(f"none of the data sets has a source {unknown[0]!r}; there are {', '.join(songs.sources)}")
+    return songs, names
 
 
 def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Trained, bool]]:

@@ -12,7 +12,13 @@ from cyclopts.types import PositiveInt
 
 from pyrosep.cli.jobs import FamilyOptions, Job, Trained, train_all
 from pyrosep.cli.manners import figures_line, progress_bar, say, write_json
-from pyrosep.cli.options import Data, Out, Report, Reporting, Seed
+from pyrosep.cli.options import (
+    Data,
+    Out,
+    Report,
+    Reporting,
+    Seed,
+)
 from pyrosep.cli.training_options import (
     AugmentationOptions,
     Half,
@@ -125,6 +131,7 @@ class FlowRecipe:
     finetune: bool = False
     level: list[float] | None = None
 
+    family: ClassVar[str] = "flowavenet"
     augmentation: ClassVar[Augmentation] = Augmentation()
 
     def __post_init__(self) -> None:
@@ -142,11 +149,11 @@ class FlowRecipe:
         return bool(self.contrast)
 
     def train(self, job: Job, frames: Frames, trainer: Trainer) -> Trained:
-        from pyrosep.priors import SIZES, FloWaveNet
+        from pyrosep.priors import SIZES
         from pyrosep.training.flowavenet import finetune_flowavenet, train_flowavenet
         from pyrosep.training.frames import LEVELS
 
-        begun = job.begun(FloWaveNet)
+        begun = job.begun()
         if not self.finetune:
             prior, report = train_flowavenet(
                 frames,
@@ -219,6 +226,8 @@ class DenoiserSizeOptions:
 class DenoiserRecipe:
     """How denoisers are trained: :class:`DenoiserSizeOptions`, with changes to frames and other sources in them."""
 
+    family: ClassVar[str] = "continuousflow"
+
     options: DenoiserSizeOptions
     augmentation: Augmentation
     interference: Interference | None
@@ -229,12 +238,11 @@ class DenoiserRecipe:
 
     def train(self, job: Job, frames: Frames, trainer: Trainer) -> Trained:
         from pyrosep.nn.denoiser import DENOISERS
-        from pyrosep.priors import ContinuousFlow
         from pyrosep.training.continuousflow import train_continuousflow
         from pyrosep.zoo import prior_set_info
         from pyrosep.zoo.weights import load_weights
 
-        begun = job.begun(ContinuousFlow)
+        begun = job.begun()
         prior, report = train_continuousflow(
             frames,
             DENOISERS[self.options.size] if begun is None else begun.network.size,

@@ -33,6 +33,10 @@ class DataSets(SongList):
         self.sources = tuple(sources)
         self.shares = None if shares is None else MappingProxyType(dict(shares))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # A mapping proxy can't be sent to other processes.
+        return DataSets, (self._songs, self.sources, None if self.shares is None else dict(self.shares))
+
 
 def open_songs(
     data: str,

@@ -128,6 +128,8 @@ def test_several_data_sets(root, solo):
     assert [song.data_set for song in sets] == [str(root)] * 2 + [solo] * 4
     assert sets.sources == ("bass", "drums", "vocals", "guitar", "piano")
     assert sets.shares == {str(root): 1.0, solo: 3.0}
+    sent = pickle.loads(pickle.dumps(sets))
+    assert (list(sent), sent.sources, sent.shares) == (list(sets), sets.sources, sets.shares)
     assert open_data_sets([str(root), solo], sources=["piano", "vocals"]).sources == ("piano", "vocals")
     with pytest.raises(DataError, match="none of the data sets has a source 'tuba'; there are bass, drums, guitar"):
         open_data_sets([str(root), solo], sources=["tuba"])
