@@ -1,12 +1,10 @@
 """Writes cli.md from the commands themselves: ``python docs/generate_cli.py``."""
 
 import inspect
-import re
 from pathlib import Path
 
-from docstring_parser import parse
-
 from pyrosep.cli import app
+from pyrosep.cli.manners import described
 
 PAGE = Path(__file__).with_name("cli.md")
 INTRODUCTION = """\
@@ -40,15 +38,8 @@ def commands(parent=app, words=()):
 
 def section(words, command):
     """One command: what it does, an example, and its options."""
-    text = inspect.getdoc(command.default_command) or ""
-    told = parse(text)
-    description = "\n\n".join(part for part in (told.short_description, told.long_description) if part)
-    description = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", description).replace("``", "`")
-    example = re.search(r"^Example:\n((?: {4}.*\n?)+)", text, re.MULTILINE)
-    lines = [f"## pyrosep {' '.join(words)}", ""]
-    if example:
-        lines += ["```console", *(line[4:] for line in example[1].splitlines()), "```", ""]
-    lines += [description, "", "| option | default | |", "| --- | --- | --- |"]
+    lines = [f"## pyrosep {' '.join(words)}", "", described(command.default_command), ""]
+    lines += ["| option | default | |", "| --- | --- | --- |"]
     for one in command.assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True):
         if one.parse and not one.children:
             lines.append(row(one))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, Parameter
 
-from pyrosep.cli.manners import reported
+from pyrosep.cli.manners import described, reported
 from pyrosep.version import __version__
 
 __all__ = ["app", "main"]
@@ -55,4 +55,9 @@ app.command(experiment_app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command ``pyrosep``, and of programs that call it with words of their own."""
     with reported():
+        words, path, _ = app.parse_commands(arguments)
+        for word, command in zip(words, path[1:], strict=False):
+            if command.default_command is not None and not word.startswith("-"):
+                # In place of the line that stands for it among other commands.
+                command.help = described(command.default_command)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_none")

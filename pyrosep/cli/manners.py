@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pyrosep.interruption import raise_again
 
 __all__ = [
     "complain",
+    "described",
     "figures_line",
     "finite",
     "one_line",
@@ -62,6 +63,24 @@ def reported() -> Iterator[None]:
         except Exception as error:
             complain("error", one_line(error))
             raise SystemExit(1) from None
+
+
+def described(command: Callable[..., Any]) -> str:
+    """What a command does, as Markdown: the text of its docstring above its arguments, and its example."""
+    import inspect
+    import re
+
+    from docstring_parser import parse
+
+    text = inspect.getdoc(command) or ""
+    told = parse(text)
+    description = "\n\n".join(part for part in (told.short_description, told.long_description) if part)
+    description = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", description).replace("``", "`")
+    shown = re.search(r"^Example:\n((?: {4}.*\n?)+)", text, re.MULTILINE)
+    if shown is None:
+        return description
+    lines = "\n".join(line[4:] for line in shown[1].rstrip().splitlines())
+    return f"{description}\n\n```console\n{lines}\n```"
 
 
 def one_line(error: BaseException) -> str:
