@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from pyrosep import GaussianPrior, audio, load_priors, save_priors
 from pyrosep.__main__ import main
+from pyrosep.separation import files as _what_runs_import  # noqa: F401
 
 RATE = 8_000
 #: Seconds by the clock, on a machine that may be busy, after which a run is said to hang.

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 TINY = DENOISERS["tiny"]
 
 
+@pytest.mark.slow
 def test_it_comes_close_to_the_exact_denoiser(gaussian_frames):
     """Of what an untrained one, white noise's, is off by, less than a fifth is left; and the density follows."""
     frames = gaussian_frames()

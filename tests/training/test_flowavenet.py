@@ -134,6 +134,7 @@ def test_strangers_are_constants_silence_and_other_waves():
     assert all(named.count(wave) > 10 for wave in WAVES if wave != "saw")
 
 
+@pytest.mark.slow
 def test_contrast_tells_constants_apart_where_the_likelihood_alone_does_not():
     """A source near zero, of which constants and silence are the likeliest frames of all."""
     held_out = 0.05 * torch.randn(50, 32)

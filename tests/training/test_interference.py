@@ -209,7 +209,11 @@ def test_without_other_sources_the_loss_is_the_one_without():
 
 
 @training
-@pytest.mark.parametrize(("size", "lowest", "share"), [(TINY, 0.5, 0.5), (BANDS, 0.1, 0.1)], ids=["waves", "bands"])
+@pytest.mark.parametrize(
+    ("size", "lowest", "share"),
+    [pytest.param(TINY, 0.5, 0.5, marks=pytest.mark.slow), (BANDS, 0.1, 0.1)],
+    ids=["waves", "bands"],
+)
 def test_it_learns_both_posterior_means(size, lowest, share):
     r"""Of a Gaussian source beside its like E[s | x] is :math:`x / (2 + \sigma^2)`, alone :math:`x / (1 + \sigma^2)`.
 
