@@ -16,15 +16,15 @@ INTRODUCTION = """\
 $ pyrosep demo | separate | evaluate | calibrate | train-prior | train-guide | experiment | models | diagnose
 ```
 
-`--help` after any of them lists its options, which are those of the library's own settings, with the same defaults.
-{doc}`results` tells what `separate` writes.
+`--help` after a command lists its options. They are those of the library's own settings, with the same defaults.
+{doc}`results` describes what `separate` writes.
 
-What goes wrong ends with one line on standard error and exit status 1, a mistake in the command itself with 2. With the
-environment variable `PYROSEP_DEBUG=1` the traceback comes too. Ctrl-C (SIGINT), SIGTERM and SIGHUP end a command in
-order, with exit statuses 130, 143 and 129; a second one, a second later or more, ends it at once. An option that is
-given twice counts as it was given last, but for those that may be given again.
+A command that fails prints one line on standard error and ends with exit status 1, or 2 if the command line itself is
+wrong. With the environment variable `PYROSEP_DEBUG=1` it prints the traceback too. Ctrl-C (SIGINT), SIGTERM and SIGHUP
+end a command in order, with exit statuses 130, 143 and 129. A second signal, at least a second later, ends it at once.
+If an option is given twice, the last value counts, except for options that may be given again.
 
-On a CPU one thread is used unless `OMP_NUM_THREADS` says otherwise.
+On a CPU, commands use one thread unless `OMP_NUM_THREADS` says otherwise.
 """
 
 

@@ -31,13 +31,13 @@ def calibrate(
     device: Device = "auto",
     report: Report = Reporting(),
 ) -> None:
-    """Fit how far draws of a model lie apart to simulated mixes, so that their intervals hold what they say.
+    """Calibrate the draws of a model on simulated mixes, so that 90 % intervals hold 90 % of the true samples.
 
-    Mixes are simulated of recordings that are held out of training, of no song together. The temperature is found by
-    which the 90 % intervals of the draws hold 90 % of the true samples, in the mean over sources. It is written to the
-    model, and ``separate`` uses it from then on. It is fitted on half of the mixes; what the intervals hold of the
-    other half, before and after, is printed for each source. It is for priors whose denoisers filter spectra and know
-    interference.
+    Mixes are simulated from recordings of different songs that are held out of training. The command fits a
+    temperature, with which the 90 % intervals of the draws hold 90 % of the true samples, in the mean over sources. It
+    writes the temperature to the model, and ``separate`` uses it from then on. It fits on half of the mixes, and prints
+    for each source the share of samples of the other half that the intervals hold, before and after. The priors'
+    denoisers must filter spectra and know interference.
 
     Example:
         $ pyrosep calibrate my-model --data ROOT

@@ -21,13 +21,14 @@ def demo(
     device: Device = "auto",
     report: Report = Reporting(),
 ) -> None:
-    """Separate toy waves, a mix that was clipped, and a real song, and score what is found against the truth.
+    """Separate toy waves, a mix that was clipped, and a real song, and score the estimates against the truth.
 
-    SI-SDR is printed in dB; sounds and pictures are written: spectrograms of mix, truth and estimate, and how far the
-    draws spread. Four toy waves are separated from their mean, by chains under their exact priors; three waves from a
-    mix that was clipped, by chains under a mixing model that clips, and under a plain sum; and a real song that comes
-    with a dependency, "The Easton Ellises - Falcon 69", by chains from the guide of ``music-small``, which has never
-    heard it, beside the mix as estimate, the Wiener filter of ``song-gaussian``, and the guide alone.
+    The command prints SI-SDR in dB. It writes sounds, and pictures with spectrograms of mix, truth and estimate, and
+    the spread of the draws. It separates four toy waves from their mean, by chains under their exact priors; three
+    waves from a mix that was clipped, by chains under a mixing model that clips, and under a plain sum; and a real song
+    that comes with a dependency, "The Easton Ellises - Falcon 69", by chains from the guide of ``music-small``, which
+    has never heard it. The song is also scored for the mix as estimate, the Wiener filter of ``song-gaussian``, and the
+    guide alone.
 
     Example:
         $ pyrosep demo -o pyrosep-demo

@@ -48,11 +48,11 @@ def evaluate(
     device: Device = "auto",
     report: Report = Reporting(),
 ) -> None:
-    """SI-SDR and its improvement over the mix, by source, on songs whose stems are known.
+    """Score separations of songs whose stems are known: SI-SDR and its improvement over the mix, by source.
 
-    Means, medians and counts are given. The mix itself as the estimate of every source is always scored beside the
-    methods. A source that is silent in a mix is not scored there. A song that fails is named, the others are scored,
-    and the exit status is 1.
+    It prints means, medians and counts. It always scores the mix itself as the estimate of every source, beside
+    the methods. It does not score a source in a mix in which the source is silent. If a song fails, it names the song,
+    scores the others, and ends with exit status 1.
 
     Example:
         $ pyrosep evaluate --data ROOT --method exact --method langevin --seconds 30

@@ -261,10 +261,10 @@ def train_guide(
 ) -> None:
     """Train a guide, an encoder from mixes to their sources, for a model's posterior, and write it to OUT.
 
-    Checkpoints and TensorBoard logs are in ``OUT/training``; the same command goes on from the last one, and ends where
-    it would have ended without a break. Figures on mixes that were not trained on are printed at the end, and kept in
-    ``OUT/config.json``: SI-SDR of every source, the log-density of true sources, and what share of them lies in the
-    guide's intervals before and after these are calibrated.
+    Checkpoints and TensorBoard logs are in ``OUT/training``. The same command continues from the last checkpoint, and
+    ends with the same result as without a break. At the end it prints figures on mixes that were not trained on, and
+    keeps them in ``OUT/config.json``: SI-SDR of every source, the log-density of true sources, and the share of them
+    that lies in the guide's intervals before and after these are calibrated.
 
     Example:
         $ pyrosep train-guide -n toy -o toy-guide

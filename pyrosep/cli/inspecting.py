@@ -17,8 +17,8 @@ from pyrosep.cli.options import Report, Reporting
 def models(*, report: Report = Reporting()) -> None:
     """List the models that ship, and the guides.
 
-    For each model there are its name, family of priors, sources, sample rate, and what it was fitted to; for each guide
-    the model that it is for.
+    The command prints the name, the family of priors, the sources and the sample rate of each model, and what it was
+    fitted to. For each guide it prints the model that the guide is for.
 
     Example:
         $ pyrosep models
@@ -64,10 +64,10 @@ def diagnose(
     rows: PositiveInt = 20,
     report: Report = Reporting(),
 ) -> None:
-    """R-hat, ESS and MCSE of a posterior's summaries, and ArviZ's plots of them.
+    """Print R-hat, ESS and MCSE of a posterior's summaries, and draw ArviZ's plots of them.
 
-    A verdict is printed in words, and trace, rank, autocorrelation and log joint density are drawn. Of fewer than four
-    draws a chain, as ``music-small`` gives with its guide, there are means and deviations, and where the draws are.
+    The command prints a verdict in words, and draws trace, rank, autocorrelation and log joint density. With fewer than
+    four draws a chain, as ``music-small`` gives with its guide, it prints means and deviations, and draws the draws.
 
     Example:
         $ pyrosep diagnose separated/song-gaussian/song

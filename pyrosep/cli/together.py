@@ -65,10 +65,10 @@ def together(
 ) -> None:
     """Train the denoisers of a model (ContinuousFlow, with interference) together, inside the search that uses them.
 
-    Frames of all sources, of no song together but most of them chosen to agree in key and beat, are added up, and what
-    the search makes of their sum is compared with them. The denoisers must filter short-time spectra and know
-    interference. Checkpoints, logs and going on are as for ``flowavenet``. The SNR of held-out mixes, separated, is
-    printed in dB at the end.
+    Each mix is the sum of frames of all sources from different songs, most of which are chosen to agree in key and
+    beat. The search separates the mix, and its result is compared with the frames. The denoisers must filter short-time
+    spectra and know interference. Checkpoints, logs and continuing are as for ``flowavenet``. At the end the command
+    prints the SNR of held-out mixes after separation, in dB.
 
     Example:
         $ pyrosep train-prior together --data ROOT --start my-model -o my-model-together

@@ -60,7 +60,7 @@ def gaussian(
 ) -> None:
     """Fit stationary Gaussian priors (a mean power spectrum each) and add them to the model in OUT.
 
-    The other sources that the model has stay.
+    Other sources that the model has already stay in it.
 
     Example:
         $ pyrosep train-prior gaussian --data ROOT --source bass --source drums --sample-rate 16000 -o my-model
@@ -190,9 +190,9 @@ def flowavenet(
 ) -> None:
     """Train normalizing flows (FloWaveNet) on noised recordings and add them to the model in OUT.
 
-    Checkpoints and TensorBoard logs are in ``OUT/training/SOURCE``; the same command goes on from the last one, and
-    ends where it would have ended without a break. The held-out log-density in nats a frame is printed at the end, for
-    the toy waves also how much it is below the exact one.
+    Checkpoints and TensorBoard logs are in ``OUT/training/SOURCE``. The command, repeated, continues from the last,
+    and ends with the same result as without a break. At the end it prints the held-out log-density in nats a frame, and
+    for the toy waves how much it is below the exact one.
 
     Example:
         $ pyrosep train-prior flowavenet --data toy -o toy-flows --workers 4
@@ -273,9 +273,9 @@ def continuousflow(
 ) -> None:
     """Train denoisers for all noise levels (ContinuousFlow) on recordings and add them to the model in OUT.
 
-    Checkpoints, logs and going on are as for ``flowavenet``. The SNR of held-out frames, denoised, is printed in dB at
-    the end, for the toy waves beside that of the exact denoiser, and with ``--interference`` that of the same frames
-    with other sources.
+    Checkpoints, logs and continuing are as for ``flowavenet``. At the end the command prints the SNR of held-out frames
+    after denoising, in dB. For the toy waves it prints that of the exact denoiser too, and with ``--interference`` that
+    of the same frames with other sources.
 
     Example:
         $ pyrosep train-prior continuousflow --data toy -o toy-continuous --gains mean --workers 2
