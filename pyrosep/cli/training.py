@@ -190,7 +190,7 @@ def flowavenet(
 ) -> None:
     """Train normalizing flows (FloWaveNet) on noised recordings and add them to the model in OUT.
 
-    Checkpoints and TensorBoard logs are in ``OUT/training/SOURCE``. The command, repeated, continues from the last,
+    Checkpoints and TensorBoard logs are in ``OUT/training/SOURCE``. The same command continues a run that was stopped,
     and ends with the same result as without a break. At the end it prints the held-out log-density in nats a frame, and
     for the toy waves how much it is below the exact one.
 
