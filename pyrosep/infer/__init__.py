@@ -10,6 +10,7 @@ from pyrosep.infer.mala import MALA
 from pyrosep.infer.mcmc import ChainWarning, LangevinMCMC
 from pyrosep.infer.potential import Potential
 from pyrosep.infer.preconditioner import IdentityPreconditioner, Preconditioner, SpectralPreconditioner
+from pyrosep.infer.rescaling import ScalarMoves
 from pyrosep.infer.response import LinearMix, measure_responses
 from pyrosep.infer.schedules import cyclical, polynomial_decay
 from pyrosep.infer.search.annealed import AnnealedSearch, Found
@@ -22,6 +23,7 @@ from pyrosep.infer.search.sweeps import SweepMoves
 from pyrosep.infer.search.widened import StationaryNormal
 from pyrosep.infer.seeding import seeded
 from pyrosep.infer.sgld import SGLD
+from pyrosep.infer.surrogate import Surrogate
 
 __all__ = [
     "COUPLINGS",
@@ -44,8 +46,10 @@ __all__ = [
     "Potential",
     "Preconditioner",
     "Redraws",
+    "ScalarMoves",
     "SpectralPreconditioner",
     "StationaryNormal",
+    "Surrogate",
     "SweepMoves",
     "cyclical",
     "exchange_rate",
