@@ -13,7 +13,7 @@ from pyrosep.signal.summaries import BAND_EDGES, audio_summaries
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["AXES", "SUMMARIES", "check_draws", "summary_dataset"]
+__all__ = ["AXES", "SUMMARIES", "check_draws", "not_finite", "summary_dataset"]
 
 #: What is said of every draw, each a variable beside the sites' own.
 SUMMARIES = ("energy_db", "band_db", "projection", "lp", "residual")
@@ -42,8 +42,20 @@ def check_draws(idata: PosteriorData) -> None:
         raise DataError(f"no draw is finite; the posterior's {list(posterior.data_vars)} are NaN or infinite")
 
 
+def not_finite(dataset: xarray.Dataset) -> dict[str, int]:
+    """Of how many draws of all chains some element is NaN or infinite, by variable."""
+    counts = {}
+    for name, array in dataset.data_vars.items():
+        bad = ~np.isfinite(array)
+        counts[str(name)] = int(bad.any([dim for dim in array.dims if dim not in ("chain", "draw")]).sum())
+    return counts
+
+
 def summary_dataset(idata: PosteriorData) -> xarray.Dataset:
-    """The summaries of every draw, dims ``(chain, draw, ...)``."""
+    """The summaries of every draw, dims ``(chain, draw, ...)``.
+
+    Figures of the sampler that there are none of, such as the residual of observations without a mean, are left out.
+    """
     import xarray
 
     check_draws(idata)
@@ -63,6 +75,6 @@ def summary_dataset(idata: PosteriorData) -> xarray.Dataset:
             dataset[name] = xarray.DataArray(found[name], dims=dims, coords=own)
     stats = group(idata, "sample_stats")
     for name in ("lp", "residual"):
-        if name in stats and bool(np.isfinite(stats[name]).all()):
+        if name in stats and bool(np.isfinite(stats[name]).any()):
             dataset[name] = stats[name]
     return dataset.drop_vars("time", errors="ignore")

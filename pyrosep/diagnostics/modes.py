@@ -20,8 +20,9 @@ __all__ = ["compare_chains", "describe_modes"]
 def compare_chains(idata: PosteriorData) -> pandas.DataFrame:
     """One row a chain (and window and channel of a separated track): where it is, beside the others.
 
-    Columns: ``chain``, ``window`` and ``channel`` where there are any, ``log_joint`` (mean over the draws, nats),
-    ``mode`` (0 is the best), ``weight`` (:func:`weights_of`), ``best`` (whether its log joint density is the highest).
+    Chains with draws that are NaN or infinite are left out. Columns: ``chain``, ``window`` and ``channel`` where there
+    are any, ``log_joint`` (mean over the draws, nats), ``mode`` (0 is the best), ``weight`` (:func:`weights_of`),
+    ``best`` (whether its log joint density is the highest).
 
     Arguments:
         idata: from :func:`~pyrosep.to_inference_data`, or the ``posterior.nc`` of a separated track.
@@ -51,16 +52,20 @@ def compare_chains(idata: PosteriorData) -> pandas.DataFrame:
     if not flat:
         raise DataError(f"no summary has the axes {', '.join(order)} of the log joint density to compare chains by")
     draws = np.concatenate(flat, -1)
-    means, deviations = draws.mean(1), draws.std(1)
+    with np.errstate(invalid="ignore"):  # of infinite draws
+        means, deviations = draws.mean(1), draws.std(1)
     heights = joint.transpose("chain", *cells).values
     rows: list[dict[str, Any]] = []
+    finite = np.isfinite(means).all(-1) & np.isfinite(heights)
     for cell in np.ndindex(*shape):
-        where = (slice(None), *cell)
+        where = (finite[(slice(None), *cell)], *cell)
+        if not finite[(slice(None), *cell)].any():
+            continue
         found, height = same_mode(means[where], deviations[where]), heights[where]
         top = [height[found == mode].max() for mode in range(found.max() + 1)]
         rank = np.argsort(np.argsort(-np.array(top)))
         weight = weights_of(height, found)
-        for number, chain in enumerate(chains):
+        for number, chain in enumerate(chains[finite[(slice(None), *cell)]]):
             rows.append(
                 {
                     "chain": int(chain),
@@ -71,7 +76,7 @@ def compare_chains(idata: PosteriorData) -> pandas.DataFrame:
                     "best": bool(number == height.argmax()),
                 }
             )
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows, columns=["chain", *cells, "log_joint", "mode", "weight", "best"])
 
 
 def describe_modes(table: pandas.DataFrame) -> str:

@@ -26,7 +26,8 @@ def plot_diagnostics(idata: PosteriorData, folder: str | os.PathLike[str]) -> li
     """Draw trace, rank, autocorrelation and log joint density of the summaries; returns the pictures' paths.
 
     Of a variable with many elements (bands, windows), those with the largest R-hat are drawn, at most
-    twelve, so that what looks good here looks good everywhere. Of fewer than four draws a chain there is none of these,
+    twelve, so that what looks good here looks good everywhere. Elements with draws that are NaN or infinite are not
+    drawn; :func:`verdict` names them. Of fewer than four draws a chain there is none of these,
     but one picture, of where each chain's draws are, for the summaries that vary most.
     """
     import matplotlib
@@ -53,7 +54,7 @@ def plot_diagnostics(idata: PosteriorData, folder: str | os.PathLike[str]) -> li
         }
     pictures = []
     for name, plot in draw.items():
-        if name == "log_joint" and "lp" not in group(idata, "sample_stats"):
+        if not len(chosen) or (name == "log_joint" and not _has_log_joint(idata)):
             continue
         figure = plot()
         figure.tight_layout()
@@ -62,6 +63,11 @@ def plot_diagnostics(idata: PosteriorData, folder: str | os.PathLike[str]) -> li
         plt.close("all")
         pictures.append(path)
     return pictures
+
+
+def _has_log_joint(idata: PosteriorData) -> bool:
+    stats = group(idata, "sample_stats")
+    return "lp" in stats and bool(np.isfinite(stats["lp"]).all())
 
 
 def _worst(dataset: Any, few: bool) -> Any:
@@ -76,10 +82,9 @@ def _worst(dataset: Any, few: bool) -> Any:
         bad = (plain.std(["chain", "draw"]) if few else arviz_versions.r_hat(plain))["x"].values
         for index, value in enumerate(np.atleast_1d(bad)):
             label = name if not axes else f"{name} {_label(stacked, index, axes)}"
-            scalars[label] = (
-                value,
-                stacked.isel(element=index).drop_vars(["element", *axes], errors="ignore"),
-            )
+            element = stacked.isel(element=index).drop_vars(["element", *axes], errors="ignore")
+            if bool(np.isfinite(element).all()):
+                scalars[label] = (value, element)
     ranked = sorted(scalars, key=lambda label: -np.nan_to_num(scalars[label][0], nan=np.inf))[:_MAX_PANELS]
     return xarray.Dataset({label: scalars[label][1] for label in ranked})
 

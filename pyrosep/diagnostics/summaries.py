@@ -8,7 +8,7 @@ import numpy as np
 
 from pyrosep.diagnostics import arviz_versions
 from pyrosep.diagnostics.arviz_versions import PosteriorData, group
-from pyrosep.diagnostics.dataset import summary_dataset
+from pyrosep.diagnostics.dataset import not_finite, summary_dataset
 from pyrosep.diagnostics.modes import compare_chains, describe_modes
 from pyrosep.errors import DataError
 
@@ -39,6 +39,9 @@ def summarize(idata: PosteriorData) -> pandas.DataFrame:
     Fewer than four draws a chain, as of chains that are kept where their search ends, are too few for R-hat, ESS and
     MCSE: these are NaN then, and the verdict says so.
 
+    Of a variable with draws that are NaN or infinite the figures are NaN. ``table.attrs["not_finite"]`` holds the
+    number of such draws of all chains by the variable's name, and the verdict says them too.
+
     Raises:
         DataError: there is one draw of one chain.
     """
@@ -47,19 +50,33 @@ def summarize(idata: PosteriorData) -> pandas.DataFrame:
     if chains * draws < 2:
         raise DataError("one draw has no deviation; expected at least two draws or chains")
     few = draws < LEAST_DRAWS
-    table = arviz_versions.summary(dataset, diagnose=not few)
+    lost = not_finite(dataset)
+    with np.errstate(invalid="ignore"):
+        table = arviz_versions.summary(dataset, diagnose=not few)
+    table.attrs["not_finite"] = {name: count for name, count in lost.items() if count}
     if few:
         table.attrs["few"] = f"got {draws}; means and deviations are over {chains * draws} draws of {chains} chains"
         return table
     if chains > 1 and "lp" in group(idata, "sample_stats"):
         compared = compare_chains(idata)
-        if compared["mode"].max() > 0:
+        if len(compared) and compared["mode"].max() > 0:
             table.attrs["modes"] = describe_modes(compared)
     return table
 
 
 def verdict(table: pandas.DataFrame) -> str:
     """In words, whether the chains of a :func:`summarize` table agree."""
+    lost = table.attrs.get("not_finite", {})
+    if not lost:
+        return _verdict(table)
+    told = ", ".join(f"{name} ({count} draws)" for name, count in lost.items())
+    sound = table[np.isfinite(table["mean"])]
+    if not len(sound):
+        return f"draws are NaN or infinite: {told}; nothing else is there to judge"
+    return f"draws are NaN or infinite: {told}; of the others, {_verdict(sound)}"
+
+
+def _verdict(table: pandas.DataFrame) -> str:
     if "few" in table.attrs:
         return f"R-hat and ESS need at least {LEAST_DRAWS} draws a chain; {table.attrs['few']}, {len(table)} summaries"
     if not np.isfinite(table["r_hat"]).any():

@@ -14,6 +14,7 @@ from pyro.infer import HMC, MCMC
 
 from pyrosep import MALA, SGLD, GaussianPrior, LangevinMCMC
 from pyrosep.diagnostics import (
+    compare_chains,
     plot_diagnostics,
     plot_spectrograms,
     read_netcdf,
@@ -388,6 +389,45 @@ def test_posteriors_without_draws_are_refused_by_name(groups, message, tmp_path)
         summarize(idata)
     with pytest.raises(DataError, match=message):
         read_netcdf(write_netcdf(idata, tmp_path / "posterior.nc"))
+
+
+def with_bad_draws(bad, draws_=8):
+    """Of ``energy_db`` two draws of one window are bad, of ``theta`` one draw, of ``lp`` those of a chain."""
+    energy, theta, lp = draws(3, draws_, 2, 2), draws(3, draws_), draws(3, draws_, 2)
+    energy[0, :2, 1, 0] = theta[2, 0] = bad
+    lp[1, :, 0] = bad
+    return from_groups(
+        {"posterior": {"energy_db": energy, "theta": theta, "fine": draws(3, draws_)}, "sample_stats": {"lp": lp}},
+        dims={"energy_db": ["window", "source"], "lp": ["window"]},
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("draws_", [2, 8], ids=["few", "enough"])
+def test_variables_with_some_draws_that_are_not_finite_are_named(draws_, bad):
+    table = summarize(with_bad_draws(bad, draws_))
+    assert table.attrs["not_finite"] == {"energy_db": 2, "theta": 1, "lp": draws_}
+    words = verdict(table)
+    told = f"energy_db (2 draws), theta (1 draws), lp ({draws_} draws)"
+    assert words.startswith(f"draws are NaN or infinite: {told}; of the others, "), words
+    assert "constant" not in words, "draws that are NaN are not constant"
+    assert np.isfinite(table.loc["fine", "mean"])
+    assert not np.isfinite(table.loc["theta", "mean"])
+
+
+def test_nothing_is_judged_where_every_variable_has_draws_that_are_not_finite():
+    values = draws(3, 8)
+    values[0, 0] = np.nan
+    words = verdict(summarize(from_groups({"posterior": {"theta": values}})))
+    assert words == "draws are NaN or infinite: theta (1 draws); nothing else is there to judge"
+
+
+def test_chains_that_are_not_finite_are_left_out_of_modes_and_pictures(tmp_path):
+    idata = with_bad_draws(np.nan)
+    table = compare_chains(idata)
+    assert [(row.chain, row.window) for row in table.itertuples()] == [(0, 0), (2, 0), (1, 1), (2, 1)]
+    assert table.groupby("window")["weight"].sum().tolist() == pytest.approx([1, 1])
+    assert plot_diagnostics(with_bad_draws(np.nan, 2), tmp_path) == [tmp_path / "draws.png"]
 
 
 # h5netcdf's destructor fails on files that it could not open.
