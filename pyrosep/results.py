@@ -1,6 +1,7 @@
 """Folders of finished tracks: what tells one from any other folder, and how one takes the place of another.
 
 Nothing else in the package removes a track's folder, and only those are removed here that ``pyrosep separate`` wrote.
+Prior sets and guides are written in hidden folders of the same kind.
 
 A track is written in a hidden folder beside its place, and moved there by one rename. What was there before is moved
 into the hidden folder first, also by one rename. A run that is killed therefore leaves at its place the former folder
@@ -19,11 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # Windows, where it can't be told whether a run is alive: what it left is then never swept
-    fcntl = None  # type: ignore[assignment]
-
+from pyrosep.claims import claimed, is_left, remove_left
 from pyrosep.errors import ConfigurationError, MissingFileError
 from pyrosep.naming import shortened
 
@@ -36,6 +33,8 @@ PICTURES = "diagnostics"
 #: In a hidden folder: the file that it is known by, which its run keeps locked; the track's folder that is being
 #: written; the one that was at its place before; and that one again, when there is nothing left in it to be kept.
 MARKER, NEW, OLD, GONE = "unfinished.json", "new", "old", "gone"
+#: The marker before it is whole; and what a hidden folder's name ends in, by which it is known before it has one.
+UNMARKED, ENDING = f".{MARKER}", ".pyrosep"
 
 
 def write_record(folder: Path, report: dict[str, Any], files: Iterable[str]) -> dict[str, Any]:
@@ -112,21 +111,29 @@ def unfinished(folder: Path) -> Iterator[Path]:
     It is in a hidden folder beside ``folder``, which is removed at the end.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{shortened(folder.name, 200)}-"))
     with contextlib.ExitStack() as stack:
-        stack.callback(_settle, beside, folder)
-        # The marker gets its name when it is locked: under that name, a lock that is free says that its run has ended.
-        unlocked = beside / f".{MARKER}"
-        # In ASCII, with escapes: the name may not be UTF-8.
-        unlocked.write_text(json.dumps({"unfinished": folder.name}) + "\n", encoding="ascii")
-        marker = stack.enter_context(unlocked.open("r+b"))
-        with contextlib.suppress(OSError):  # a file system without locks
-            _lock(marker)
-        unlocked.rename(beside / MARKER)
+        beside = _hidden(folder, stack)
         (beside / NEW).mkdir()
         # The lock is held until the hidden folder is gone.
         stack.callback(_settle, beside, folder)
         yield beside / NEW
+
+
+def _hidden(folder: Path, stack: contextlib.ExitStack) -> Path:
+    """A hidden folder beside a track's, with a marker that is held until the stack ends."""
+    while True:
+        prefix = f".{shortened(folder.name, 200)}-"
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=ENDING))
+        stack.callback(_settle, beside, folder)
+        # A sweep may take the folder for left over as long as there is no lock in it. Then there is another one.
+        with contextlib.suppress(FileNotFoundError):
+            marker = claimed(beside / UNMARKED)
+            if marker is not None:
+                stack.enter_context(marker)
+                # In ASCII, with escapes: the name may not be UTF-8.
+                marker.write(f"{json.dumps({'unfinished': folder.name})}\n".encode("ascii"))
+                (beside / UNMARKED).rename(beside / MARKER)
+                return beside
 
 
 def put_in_place(new: Path, folder: Path) -> None:
@@ -146,11 +153,17 @@ def put_in_place(new: Path, folder: Path) -> None:
 def sweep(parent: Path) -> None:
     """Put right what killed runs left in a folder of tracks; what belongs to a run that is alive stays as it is."""
     for beside in sorted(parent.glob(".*")):
+        if beside.is_symlink():
+            continue
         # What can't be opened, locked or moved is not known to be left over, or not ours to change.
         with contextlib.suppress(OSError), (beside / MARKER).open("r+b") as marker:
             name = _named(marker)
-            if name is not None and not beside.is_symlink() and _lock(marker):
+            if name is not None and is_left(marker):
                 _settle(beside, parent / name)
+        if beside.name.endswith(ENDING):  # perhaps of a run that was killed before there was a marker
+            remove_left(beside, UNMARKED.__eq__)
+            with contextlib.suppress(OSError):  # it is not empty
+                beside.rmdir()
 
 
 def _named(marker: IO[bytes]) -> str | None:
@@ -160,18 +173,6 @@ def _named(marker: IO[bytes]) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return name if isinstance(name, str) and name == Path(name).name and name != ".." else None
-
-
-def _lock(marker: IO[bytes]) -> bool:
-    """Lock an open file until it is closed, or its process ends in whatever way.
-
-    Raises:
-        OSError: it is locked already, or its file system has no locks.
-    """
-    if fcntl is None:
-        return False
-    fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return True
 
 
 def _settle(beside: Path, folder: Path) -> None:

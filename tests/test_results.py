@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pyrosep import results
+from pyrosep import claims, results
 from pyrosep.errors import MissingFileError
 from pyrosep.results import damaged_files, put_in_place, read_record, sweep, unfinished, write_record
 
@@ -146,11 +146,41 @@ def test_what_is_not_left_by_a_killed_run_is_not_swept(tmp_path):
     sweep(tmp_path / "nowhere")
 
 
+def test_a_run_that_has_not_marked_its_folder_yet_goes_on(tmp_path, monkeypatch):
+    """A sweep can't tell an unmarked folder of a run that is alive: it may take it, and the run makes another."""
+    make_folder = results.tempfile.mkdtemp
+    swept = []
+
+    def swept_at_once(**options):
+        beside = make_folder(**options)
+        if len(swept) < 2:
+            swept.append(beside)
+            sweep(tmp_path)
+        return beside
+
+    monkeypatch.setattr(results.tempfile, "mkdtemp", swept_at_once)
+    make(tmp_path / "song", "first")
+    assert len(swept) == 2
+    assert not any(os.path.exists(path) for path in swept)
+    assert os.listdir(tmp_path) == ["song"]
+    assert whole(tmp_path / "song")
+
+
+def test_hidden_folders_of_a_person_are_not_swept(tmp_path):
+    (tmp_path / ".empty").mkdir()
+    (tmp_path / ".song-abcdefgh").mkdir()
+    (tmp_path / ".song-abcdefgi.pyrosep").mkdir()
+    (tmp_path / ".song-abcdefgi.pyrosep" / "diary.txt").write_text("dear")
+    before = sorted(tmp_path.rglob("*"))
+    sweep(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_file_system_without_locks_is_not_swept(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(results.fcntl, "flock", refuse)
+    monkeypatch.setattr(claims.fcntl, "flock", refuse)
     with unfinished(tmp_path / "song") as new:
         fill(new, "first")
         sweep(tmp_path)
@@ -179,7 +209,7 @@ def begin(out, what):
     (out / "song" / "my notes.txt").write_text("dear")
     (out / "song" / "high.wav").write_text("mine")
     if what == "sweep":  # as a run leaves it that was killed between its last two renames
-        beside = out / ".song-left"
+        beside = out / ".song-left.pyrosep"
         (beside / "new").mkdir(parents=True)
         (beside / "unfinished.json").write_text('{"unfinished": "song"}')
         (beside / "new" / "low.wav").write_text("second")
@@ -228,9 +258,7 @@ def check(out, how, what, end):
         assert how == "kill" or what == "sweep", "an interruption is put right at once"
     sweep(out)
     assert files(song) in (FIRST, SECOND), files(song)
-    # Before it has its marker, a hidden folder is not known as one of ours; nothing is in it by then.
-    for path in out.glob(".*"):
-        assert not {"unfinished.json", "new", "old", "gone"} & set(os.listdir(path)), path
+    assert os.listdir(out) == ["song"], os.listdir(out)
     return ended == 10, files(song)["low.wav"]
 
 

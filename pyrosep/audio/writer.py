@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import re
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
 from pyrosep.audio.resampling import check_rate
 from pyrosep.audio.samples import Samples, channels_first, floating
+from pyrosep.claims import claimed, remove_left
 from pyrosep.errors import (
     ConfigurationError,
     EmptyAudioError,
@@ -36,6 +39,9 @@ WAV_BYTES = 2**32 - 4096
 _NUMBERS = itertools.count()
 """Tells the files apart that one process writes at once."""
 
+_UNFINISHED = re.compile(r"\..*\.\d+-\d+\.unfinished\.(wav|flac)", re.IGNORECASE | re.DOTALL)
+"""What files are called while they are written."""
+
 
 class ClippingWarning(UserWarning):
     """Samples out of [-1, 1] were clipped on writing."""
@@ -45,7 +51,8 @@ class Writer:
     """Write a WAV or FLAC file block by block; a context manager.
 
     The file is written beside its final name and renamed when the block ends well; an error removes the
-    partial file and leaves what was there before. float32 samples come back from WAV bit for bit, and samples
+    partial file and leaves what was there before. Partial files of processes that were killed are removed by the next
+    one that writes into their folder. float32 samples come back from WAV bit for bit, and samples
     read from 16 or 24-bit files come back from the same encoding bit for bit.
 
     Arguments:
@@ -98,30 +105,47 @@ class Writer:
             raise ConfigurationError(f"{self.path} is a folder; name a file to write")
         if not self.path.parent.is_dir():
             raise MissingFileError(f"there is no folder {self.path.parent} to write into; make it first")
-        name = f".{shortened(self.path.stem, 200)}.{os.getpid()}-{next(_NUMBERS)}.part{self.path.suffix}"
-        self._partial = self.path.with_name(name)
+        self._partial: Path
+        self._held: IO[bytes]
         self._file: Any = None
 
     def __enter__(self) -> Self:
         import soundfile
 
-        self._partial.touch()  # says "permission denied" where soundfile says "system error"
+        _tidy(self.path.parent.resolve())
+        self._partial, self._held = self._claimed()
         try:
             self._file = soundfile.SoundFile(
-                os.fsencode(self._partial),  # soundfile can't encode a name that is not UTF-8
+                self._held.fileno(),
                 "w",
                 samplerate=self.sample_rate,
                 channels=self.channels,
                 subtype=SUBTYPES[self.encoding],
                 format=self.path.suffix[1:].upper(),
+                closefd=False,
             )
-        except soundfile.LibsndfileError as error:
+        except BaseException as error:
             self._partial.unlink(missing_ok=True)
+            self._held.close()
+            if not isinstance(error, soundfile.LibsndfileError):
+                raise
             raise ConfigurationError(
                 f"can't write {self.channels} channels at {self.sample_rate} Hz as {self.encoding} to "
                 f"{self.path} ({error}); choose others"
             ) from error
         return self
+
+    def _claimed(self) -> tuple[Path, IO[bytes]]:
+        """A new file beside the final one, which this process holds."""
+        while True:
+            number = f"{os.getpid()}-{next(_NUMBERS)}"
+            path = self.path.with_name(f".{shortened(self.path.stem, 200)}.{number}.unfinished{self.path.suffix}")
+            try:
+                held = claimed(path)
+            except FileExistsError:  # of a process that had the same number and was killed
+                continue
+            if held is not None:
+                return path, held
 
     def write(self, samples: Samples) -> None:
         """Append a block `(channels, time)`, a tensor or an array; see the class for what it raises.
@@ -177,12 +201,19 @@ class Writer:
         finally:
             self._file = None
             self._partial.unlink(missing_ok=True)
+            self._held.close()
         if kind is None and self.clipped:
             warnings.warn(
                 f"{self.clipped} samples out of [-1, 1] were clipped in {self.path}; lower the level, or write float32",
                 ClippingWarning,
                 stacklevel=2,
             )
+
+
+@functools.lru_cache(maxsize=256)
+def _tidy(folder: Path) -> None:
+    """Remove what killed processes left in a folder, the first time that this one writes there."""
+    remove_left(folder, lambda name: _UNFINISHED.fullmatch(name) is not None)
 
 
 def _stop_clock(path: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import urllib.error
 import urllib.request
 from functools import cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrosep.errors import CheckpointError, MissingFileError, UnknownModelError
+from pyrosep.results import sweep, unfinished
 from pyrosep.zoo.weights import CONFIG, TENSORS, digest
 
 __all__ = ["GUIDES", "PLACE", "PRIORS", "catalogue", "is_known", "names", "place_of", "write_catalogue"]
@@ -105,10 +105,8 @@ def _loaded(address: str, kind: str) -> Path:
     folder = _cache() / kind / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
     if (folder / CONFIG).is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        beside = Path(scratch) / "new"
-        beside.mkdir()
+    sweep(folder.parent)
+    with unfinished(folder) as beside:
         _download(f"{address}/{CONFIG}", beside / CONFIG)
         try:
             _download(f"{address}/{TENSORS}", beside / TENSORS)

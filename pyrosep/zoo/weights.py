@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from pyrosep.errors import CheckpointError, ConfigurationError, MissingFileError
 from pyrosep.naming import check_source_names
+from pyrosep.results import sweep, unfinished
 
 __all__ = ["check_stored_names", "digest", "load_config", "load_weights", "save_weights", "stored_weights"]
 
@@ -25,15 +25,15 @@ CONFIG, TENSORS = "config.json", "model.safetensors"
 def save_weights(folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write ``config`` and ``tensors`` into ``folder``; other files that are there stay.
 
-    Both are written into a folder beside it first, and moved over when complete; without tensors there is no
-    ``model.safetensors``.
+    Both are written into a hidden folder beside it first (:func:`~pyrosep.results.unfinished`), and moved over when
+    complete; without tensors there is no ``model.safetensors``. What killed runs left there is removed first.
     """
     from safetensors.torch import save_file
 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        beside = Path(scratch)
+    sweep(target.parent)
+    with unfinished(target) as beside:
         (beside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if tensors:
             contiguous = {

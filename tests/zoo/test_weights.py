@@ -1,6 +1,9 @@
 """Weights on disk: whole or not at all."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,19 @@ def test_text_without_bytes_in_utf_8_is_written_as_an_escape(tmp_path):
     """So that JSON gives back the name of a file whose bytes are no UTF-8."""
     write_text(tmp_path / "report.json", json.dumps("caf\udce9", ensure_ascii=False))
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == "caf\udce9"
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    """It is killed when both files are written, and none is in place."""
+    code = (
+        "import os, signal, shutil, sys, torch\n"
+        "from pyrosep.zoo.weights import save_weights\n"
+        "shutil.move = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "save_weights(sys.argv[1], {'a': 1}, {'w': torch.ones(2)})\n"
+    )
+    (tmp_path / ".mine").mkdir()
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    save_weights(tmp_path / "model", {"a": 2}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "model"]
