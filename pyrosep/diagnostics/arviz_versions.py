@@ -34,6 +34,8 @@ __all__ = [
 PosteriorData = Any
 
 _ENGINE = "h5netcdf"
+#: Groups whose draws are no chain's.
+_OF_ONE_CHAIN = ("prior", "prior_predictive")
 
 
 def _first_version() -> bool:
@@ -61,7 +63,10 @@ def from_groups(
     import arviz
 
     coords, dims = dict(coords or {}), {name: list(axes) for name, axes in (dims or {}).items()}
-    given = {name: dict(arrays) for name, arrays in groups.items() if arrays}
+    given = {name: dict(arrays) for name, arrays in groups.items() if arrays and name not in _OF_ONE_CHAIN}
+    if apart := {name: arrays for name, arrays in groups.items() if arrays and name in _OF_ONE_CHAIN}:
+        plain = {name: values for name, values in coords.items() if name != "chain"}
+        return _with_prior(from_groups(given, coords=coords, dims=dims, attrs=attrs), apart, plain, dims)
     with warnings.catch_warnings():
         # The axes are in order; ArviZ can only guess whether they are.
         warnings.filterwarnings("ignore", message="More chains|Found chain dimension to be longer")
@@ -70,6 +75,20 @@ def from_groups(
         found = arviz.from_dict(given, coords=coords, dims=dims)
     found.attrs.update(attrs or {})
     return found
+
+
+def _with_prior(data: PosteriorData, groups: Any, coords: dict[str, Any], dims: Any) -> PosteriorData:
+    """With the groups of draws from the prior, which come in one chain."""
+    import arviz
+
+    given = {name: dict(arrays) for name, arrays in groups.items()}
+    if _first_version():
+        data.extend(arviz.from_dict(**given, coords=coords, dims=dims))
+        return data
+    more = arviz.from_dict(given, coords=coords, dims=dims)
+    for name in given:
+        data[name] = more[name]
+    return data
 
 
 def group_names(data: PosteriorData) -> list[str]:

@@ -60,7 +60,8 @@ def summary_dataset(idata: PosteriorData) -> xarray.Dataset:
 
     check_draws(idata)
     posterior = group(idata, "posterior")
-    dataset = posterior.drop_vars([name for name in ("sources",) if name in posterior])
+    # Audio is judged by summaries of the sources: a row a sample would say little.
+    dataset = posterior.drop_vars([name for name in posterior.data_vars if "time" in posterior[name].dims])
     if "sources" in posterior:
         sources = posterior["sources"]
         constants = group(idata, "constant_data")

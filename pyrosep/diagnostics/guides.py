@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,8 @@ __all__ = ["MixCheck", "fit_temperature", "importance_k_hat", "interval_coverage
 
 #: Log-weights that differ by less are equal to rounding.
 _EQUAL = 1e-2
+#: A round that leaves more than this share of what intervals miss is the last; and so much may be missed unsaid.
+_GAIN, _MISSED = 0.98, 0.1
 #: Rounds in which the temperatures of a projected guide, whose sources share what is uncertain, settle.
 _ROUNDS = 20
 
@@ -85,7 +89,7 @@ def fit_temperature(guide: EncoderGuide, mixes: Tensor, sources: Tensor, level: 
     The temperature of a source is multiplied by the ``level`` quantile of :math:`|s - \mu| / \sigma` over that of
     :math:`|N(0, 1)|`: split conformal calibration of a scale (Angelopoulos & Bates, 2023), but for its correction for a
     finite sample. Where the guide is projected onto the mix, the sources share what is uncertain, and the step is
-    repeated.
+    repeated while that brings the intervals nearer. A warning says where none gets them there.
 
     Arguments:
         guide: changed in place.
@@ -104,7 +108,8 @@ def fit_temperature(guide: EncoderGuide, mixes: Tensor, sources: Tensor, level: 
     _check_sources(guide, mixes, sources)
     with torch.no_grad():
         parts = [(mix, truth, guide._encoded(mix)) for mix, truth in _parts(mixes, sources)]
-    for _ in range(_ROUNDS if guide.projected else 1):
+    best, least = before.clone(), float("inf")
+    for _ in range(1 + (_ROUNDS if guide.projected else 1)):
         with torch.no_grad():
             z = torch.cat([_standardised(truth, *guide.moments(mix, encoded)) for mix, truth, encoded in parts]).abs()
         # numpy's quantile has no limit on the number of elements.
@@ -112,7 +117,20 @@ def fit_temperature(guide: EncoderGuide, mixes: Tensor, sources: Tensor, level: 
         if not bool((torch.isfinite(reached) & (reached > 0)).all()):
             guide.temperature.copy_(before)
             raise ConfigurationError(f"no temperature fits deviations whose {level:g} quantiles are {reached.tolist()}")
+        off = float((reached / end).log().abs().max())
+        if off > _GAIN * least:  # what no temperature changes: larger ones would change all else
+            break
+        best, least = guide.temperature.clone(), off
         guide.temperature.mul_((reached / end).to(guide.temperature))
+    guide.temperature.copy_(best)
+    if least > _MISSED:
+        warnings.warn(
+            f"no temperature gives the guide's intervals a share of {level:g}: at best the true samples' quantile is "
+            f"{math.exp(least):.3g} times too large or too small. A projected guide is as sure of the mix as its noise "
+            f"({guide.noise if guide.projected else 0:.3g}) is small: is that the noise of these mixes?",
+            UserWarning,
+            stacklevel=2,
+        )
     return dict(zip(guide.names, guide.temperature.tolist(), strict=True))
 
 

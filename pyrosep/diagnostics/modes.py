@@ -21,8 +21,8 @@ def compare_chains(idata: PosteriorData) -> pandas.DataFrame:
     """One row a chain (and window and channel of a separated track): where it is, beside the others.
 
     Chains with draws that are NaN or infinite are left out. Columns: ``chain``, ``window`` and ``channel`` where there
-    are any, ``log_joint`` (mean over the draws, nats), ``mode`` (0 is the best), ``weight`` (:func:`weights_of`),
-    ``best`` (whether its log joint density is the highest).
+    are any, ``log_joint`` (mean over the draws, nats), ``mode`` (0 has the highest mean over its chains, and the most
+    weight), ``weight`` (:func:`weights_of`), ``best`` (whether its log joint density is the highest).
 
     Arguments:
         idata: from :func:`~pyrosep.to_inference_data`, or the ``posterior.nc`` of a separated track.
@@ -62,8 +62,8 @@ def compare_chains(idata: PosteriorData) -> pandas.DataFrame:
         if not finite[(slice(None), *cell)].any():
             continue
         found, height = same_mode(means[where], deviations[where]), heights[where]
-        top = [height[found == mode].max() for mode in range(found.max() + 1)]
-        rank = np.argsort(np.argsort(-np.array(top)))
+        mean = [height[found == mode].mean() for mode in range(found.max() + 1)]
+        rank = np.argsort(np.argsort(-np.array(mean)))  # that of the weights
         weight = weights_of(height, found)
         for number, chain in enumerate(chains[finite[(slice(None), *cell)]]):
             rows.append(
@@ -88,19 +88,23 @@ def describe_modes(table: pandas.DataFrame) -> str:
         if not split:
             return f"in each of {len(groups)} windows and channels all chains are in one mode"
         return f"in {split} of {len(groups)} windows and channels chains found different modes"
-    best = int(table.loc[table["best"], "chain"].iloc[0])
     if table["mode"].max() == 0:
+        best = int(table.loc[table["best"], "chain"].iloc[0])
         return f"all {len(table)} chains are in one mode; chain {best} has the highest log joint density"
     found = [table[table["mode"] == mode] for mode in range(table["mode"].max() + 1)]
-    top = table["log_joint"].max()
-    others = [
-        f"{_chains(group)} another, {top - group['log_joint'].max():.0f} nats below, weight {group['weight'].sum():.2g}"
-        for group in found[1:]
-    ]
+    best = int(found[0].loc[found[0]["log_joint"].idxmax(), "chain"])
+    others = [f"{_chains(group)} another, {_below(found[0], group)}" for group in found[1:]]
     return (
         f"{len(found)} modes: {_chains(found[0])} found the best (chain {best} the highest, weight "
         f"{found[0]['weight'].sum():.2g}); {'; '.join(others)}"
     )
+
+
+def _below(best: pandas.DataFrame, other: pandas.DataFrame) -> str:
+    """How far a mode's highest chain is below the best mode's, and what the mode weighs."""
+    gap = best["log_joint"].max() - other["log_joint"].max()
+    by_mean = "" if gap >= 0 else " by its highest chain, below by the mean of its chains"
+    return f"{abs(gap):.0f} nats {'below' if gap >= 0 else 'above'}{by_mean}, weight {other['weight'].sum():.2g}"
 
 
 def _chains(group: pandas.DataFrame) -> str:

@@ -57,6 +57,8 @@ def summarize(idata: PosteriorData) -> pandas.DataFrame:
     if few:
         table.attrs["few"] = f"got {draws}; means and deviations are over {chains * draws} draws of {chains} chains"
         return table
+    if alike := getattr(idata, "attrs", {}).get("alike"):
+        table.attrs["alike"] = str(alike)
     if chains > 1 and "lp" in group(idata, "sample_stats"):
         compared = compare_chains(idata)
         if len(compared) and compared["mode"].max() > 0:
@@ -89,6 +91,8 @@ def _verdict(table: pandas.DataFrame) -> str:
     if r_hat > R_HAT_LIMIT:
         bad = int((table["r_hat"] > R_HAT_LIMIT).sum())
         advice = table.attrs.get("modes", "run them longer")
+        if alike := table.attrs.get("alike"):
+            advice += f" (the sources {alike} are of one prior, so that chains may have them in another order)"
         return f"the chains disagree on {bad} of {len(table)} summaries; {advice}: {figures}"
     if ess < ESS_LIMIT:
         return f"the chains agree, but there are few independent draws: {figures}"

@@ -150,6 +150,8 @@ class LangevinKernel(MCMCKernel):
         self._refresh_at = set()
         self.num_steps = 0
         self.divergences: list[int] = []
+        #: The same by chain.
+        self.diverged: dict[int, list[int]] = {}
         self.preconditioner: Preconditioner = make_preconditioner(None, potential, z)
         self.state = self.evaluate(z)
         check_start(potential, self.state)

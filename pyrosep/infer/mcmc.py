@@ -120,6 +120,7 @@ class LangevinMCMC(AbstractMCMC):
             DivergenceError: every chain has diverged.
         """
         self._draws, self._stats = {}, {}  # what a run that fails leaves is not another run's
+        self._args, self._kwargs = args, kwargs  # where Pyro's runs have them, for arviz.from_pyro
         with seeded(self.seed):
             self._run(as_usual(args), as_usual(kwargs))
         self._report()
@@ -231,10 +232,23 @@ class LangevinMCMC(AbstractMCMC):
         self._check_run()
         return {name: value[self.chains] for name, value in self._stats.items()}
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Step size, acceptance and stopped chains; for R-hat and ESS see :func:`pyrosep.summarize`."""
+    def all_draws(self) -> Values:
+        """Draws by chain, ``(chains, draws, ...)``, those of chains that were stopped too."""
         self._check_run()
-        return self.kernel.diagnostics() | {"stopped": self.stopped}
+        return dict(self._draws)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Step size, acceptance, divergences and stopped chains; for R-hat and ESS see :func:`pyrosep.summarize`.
+
+        Divergences are numbers of draws by chain, as :class:`pyro.infer.MCMC` has them.
+        """
+        self._check_run()
+        width = len(str(self.num_chains - 1))  # ArviZ sorts them as text
+        divergences = {
+            f"chain {chain:0{width}d}": sorted({step // self.thinning for step in self.kernel.diverged.get(chain, [])})
+            for chain in self.chains
+        }
+        return self.kernel.diagnostics() | {"divergences": divergences, "stopped": self.stopped}
 
     def summary(self, prob: float = 0.9) -> None:
         """Print Pyro's table over every sample of audio; :func:`pyrosep.summarize` is meant for audio."""

@@ -134,3 +134,14 @@ def test_the_mix_is_explained_by_the_posterior_and_not_by_another(priors):
     assert by_draws.p_value > 0.01
     with pytest.raises(ConfigurationError, match="one observed site"):
         mix_check(lambda mix: model(None), far, mix)
+
+
+def test_temperatures_do_not_run_away(priors):
+    """Mixes noisier than the guide takes them for: no temperature makes room for what the projection is sure of."""
+    mixes, values = simulate(mean_mix(priors, 3 * NOISE), 100)
+    sources = torch.stack([values["a"], values["b"]], 1)
+    spread = torch.tensor(POWERS).sqrt() / 3
+    guide = known(priors, lambda mix: torch.zeros(*mix.shape[:-1], 2, TIME), spread, True)
+    with pytest.warns(UserWarning, match="no temperature gives the guide's intervals a share of 0.9"):
+        found = fit_temperature(guide, mixes, sources, level=0.9)
+    assert max(found.values()) < 100

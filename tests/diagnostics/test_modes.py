@@ -89,3 +89,14 @@ def test_chains_without_a_log_joint_density():
     idata = from_groups({"posterior": {"level": np.zeros((2, 10))}})
     with pytest.raises(DataError, match="log joint density"):
         compare_chains(idata)
+
+
+def test_modes_are_ranked_by_what_they_weigh():
+    """A mode whose one chain is the highest of all, and its other far below, is not the best."""
+    idata = inference_data([[0.0], [0.0], [30.0], [30.0]], [10.0, -100.0, 0.0, 0.0])
+    table = compare_chains(idata)
+    assert table["mode"].tolist() == [1, 1, 0, 0]
+    assert table["weight"][:2].sum() < 1e-6
+    text = describe_modes(table)
+    assert text.startswith("2 modes: chains 2, 3 found the best (chain ")
+    assert "nats above by its highest chain, below by the mean of its chains, weight" in text
