@@ -24,6 +24,7 @@ from pyrosep.infer.search.widened import StationaryNormal
 from pyrosep.infer.seeding import seeded
 from pyrosep.infer.sgld import SGLD
 from pyrosep.infer.surrogate import Surrogate
+from pyrosep.infer.underdamped import UnderdampedLangevin
 
 __all__ = [
     "COUPLINGS",
@@ -51,6 +52,7 @@ __all__ = [
     "StationaryNormal",
     "Surrogate",
     "SweepMoves",
+    "UnderdampedLangevin",
     "cyclical",
     "exchange_rate",
     "fit_gains",

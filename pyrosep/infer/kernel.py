@@ -274,3 +274,8 @@ def inner_product(one: Values, other: Values, batch_ndim: int) -> Tensor:
 def white_noise(like: Values) -> Values:
     """Independent standard normal values of the same shapes."""
     return {name: torch.randn_like(value) for name, value in like.items()}
+
+
+def per_chain(factor: Tensor, value: Tensor) -> Tensor:
+    """A value times a factor for each chain, in the value's own precision."""
+    return factor.to(value.dtype).reshape(factor.shape + (1,) * (value.ndim - factor.ndim)) * value

@@ -7,18 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.kernel import LangevinKernel, LangevinState, inner_product, sum_of_squares, white_noise
+from pyrosep.infer.adaptation import MIN_ADAPTATION, StepSizes
+from pyrosep.infer.kernel import LangevinKernel, LangevinState, inner_product, per_chain, sum_of_squares, white_noise
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner
 
 __all__ = ["MALA"]
-
-#: Dual averaging starts with steps that are far too large; a shorter warm-up would end on one of them.
-MIN_ADAPTATION = 20
 
 
 class MALA(LangevinKernel):
@@ -79,40 +76,43 @@ class MALA(LangevinKernel):
         self.adapt_step_size = adapt_step_size
         self.target_accept_prob = target_accept_prob
         self._largest = largest
-        self._steps = torch.tensor(self.initial_step_size, dtype=torch.float64)
+        self._sizes = self._first_sizes(())
+
+    def _first_sizes(self, chains: tuple[int, ...], device: torch.device | None = None) -> StepSizes:
+        return StepSizes(
+            self.initial_step_size, chains, target=self.target_accept_prob, largest=self._largest, device=device
+        )
 
     def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
         chains = () if potential.num_chains is None else (potential.num_chains,)
         device = next(iter(z.values())).device
-        self._steps = torch.full(chains, self.initial_step_size, dtype=torch.float64, device=device)
+        self._sizes = self._first_sizes(chains, device)
         super().start(potential, warmup_steps, z)
 
     def _refresh_preconditioner(self) -> None:
         super()._refresh_preconditioner()
-        # From a first guess, try larger steps; from an adapted one, go on. Pyro's averaging is plain arithmetic and
-        # takes a tensor for all chains at once.
-        self._averaging = DualAveraging(prox_center=(self._steps * (1 if self.num_steps else 10)).log())
+        self._sizes.restart(1.0 if self.num_steps else 10.0)  # from a first guess, try larger steps
 
     @property
     def step_size(self) -> float:
-        return float(self._steps.mean())
+        return float(self._sizes.values.mean())
 
     @property
     def step_sizes(self) -> Tensor:
-        return self._steps
+        return self._sizes.values
 
     def transition(self, state: LangevinState) -> LangevinState:
-        steps = self._steps
+        steps = self._sizes.values
         variance = 2 * steps if self.proposal == "euler" else steps * (2 - steps)
         noise = white_noise(state.z)
         white = {
-            name: _per_chain(variance.sqrt(), noise[name]) - _per_chain(steps, gradient)
+            name: per_chain(variance.sqrt(), noise[name]) - per_chain(steps, gradient)
             for name, gradient in state.white_gradient.items()
         }
         proposed = self._moved(state, white)
         # In white coordinates the way back is -white = -step * gradient' + backward.
         backward = {
-            name: _per_chain(steps, gradient).sub_(white[name]) for name, gradient in proposed.white_gradient.items()
+            name: per_chain(steps, gradient).sub_(white[name]) for name, gradient in proposed.white_gradient.items()
         }
         batch_ndim = self.potential.batch_ndim
         fall = state.energy - proposed.energy
@@ -135,16 +135,6 @@ class MALA(LangevinKernel):
         accepted = torch.rand_like(accept_prob) < accept_prob
         self._record_acceptance(accept_prob)
         if self.warming_up and self.adapt_step_size and self.warmup_steps >= MIN_ADAPTATION:
-            self._adapt(accept_prob)
+            last = self.num_steps + 1 in self._refresh_at | {self.warmup_steps}
+            self._sizes.adapt(accept_prob, last=last)
         return proposed.where(accepted, state)
-
-    def _adapt(self, accept_prob: Tensor) -> None:
-        self._averaging.step(self.target_accept_prob - accept_prob)
-        log_step, log_average = self._averaging.get_state()
-        last = self.num_steps + 1 in self._refresh_at | {self.warmup_steps}
-        self._steps = (log_average if last else log_step).clamp(max=50.0).exp().clamp(max=self._largest)
-
-
-def _per_chain(factor: Tensor, value: Tensor) -> Tensor:
-    """A value times a factor for each chain, in the value's own precision."""
-    return factor.to(value.dtype).reshape(factor.shape + (1,) * (value.ndim - factor.ndim)) * value

@@ -11,7 +11,7 @@ from pyro.infer import HMC, MCMC, NUTS, SVI, Importance, Trace_ELBO, TraceMeanFi
 from pyrosep import MALA, AnnealedSearch, ContinuousFlow, GaussianPosterior, GaussianPrior, GibbsMALA, LangevinMCMC
 from pyrosep.errors import DivergenceError
 from pyrosep.guides import log_weights
-from pyrosep.infer import LangevinMoves, Potential, SweepMoves, noised
+from pyrosep.infer import LangevinMoves, Potential, SweepMoves, UnderdampedLangevin, noised
 from pyrosep.mixing import linear_mix
 from pyrosep.nn.denoiser import DenoiserSize
 from pyrosep.priors import scores_suffice
@@ -42,10 +42,11 @@ def bare(linear):
         functools.partial(MALA, step_size=0.1, proposal="euler", preconditioner=None),
         functools.partial(MALA, step_size=0.3),
         functools.partial(MALA, step_size=0.5, preconditioner="measured"),
+        functools.partial(UnderdampedLangevin, leapfrog_steps=2),
     ],
-    ids=["euler", "spectral", "measured"],
+    ids=["euler", "spectral", "measured", "underdamped"],
 )
-def test_mala_gives_the_posterior_of_gaussian_sources(bare, make, mean_agrees):
+def test_exact_kernels_give_the_posterior_of_gaussian_sources(bare, make, mean_agrees):
     """The trapezoidal rule is exact for an energy that is quadratic."""
     mcmc = LangevinMCMC(make(bare.model), num_samples=1, warmup_steps=60, thinning=60, num_chains=2000, seed=0)
     draws = bare.flat(mcmc.run(bare.mix).get_samples())
