@@ -279,3 +279,9 @@ def white_noise(like: Values) -> Values:
 def per_chain(factor: Tensor, value: Tensor) -> Tensor:
     """A value times a factor for each chain, in the value's own precision."""
     return factor.to(value.dtype).reshape(factor.shape + (1,) * (value.ndim - factor.ndim)) * value
+
+
+def plus_scaled(value: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+    """A value plus a factor for each chain times another value, in one pass over both."""
+    shaped = factor.to(value.dtype).reshape(factor.shape + (1,) * (value.ndim - factor.ndim))
+    return torch.addcmul(value, shaped, other)

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.adaptation import MIN_ADAPTATION, StepSizes
-from pyrosep.infer.kernel import LangevinKernel, LangevinState, inner_product, per_chain, sum_of_squares, white_noise
+from pyrosep.infer.kernel import (
+    LangevinKernel,
+    LangevinState,
+    inner_product,
+    per_chain,
+    plus_scaled,
+    sum_of_squares,
+    white_noise,
+)
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner
 
@@ -106,13 +114,13 @@ class MALA(LangevinKernel):
         variance = 2 * steps if self.proposal == "euler" else steps * (2 - steps)
         noise = white_noise(state.z)
         white = {
-            name: per_chain(variance.sqrt(), noise[name]) - per_chain(steps, gradient)
+            name: plus_scaled(per_chain(variance.sqrt(), noise[name]), -steps, gradient)
             for name, gradient in state.white_gradient.items()
         }
         proposed = self._moved(state, white)
-        # In white coordinates the way back is -white = -step * gradient' + backward.
+        # In white coordinates the way back is -white = -step * gradient' + backward; its sign does not matter.
         backward = {
-            name: per_chain(steps, gradient).sub_(white[name]) for name, gradient in proposed.white_gradient.items()
+            name: plus_scaled(white[name], -steps, gradient) for name, gradient in proposed.white_gradient.items()
         }
         batch_ndim = self.potential.batch_ndim
         fall = state.energy - proposed.energy
@@ -137,4 +145,4 @@ class MALA(LangevinKernel):
         if self.warming_up and self.adapt_step_size and self.warmup_steps >= MIN_ADAPTATION:
             last = self.num_steps + 1 in self._refresh_at | {self.warmup_steps}
             self._sizes.adapt(accept_prob, last=last)
-        return proposed.where(accepted, state)
+        return proposed if bool(accepted.all()) else proposed.where(accepted, state)

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.adaptation import MIN_ADAPTATION, StepSizes
-from pyrosep.infer.kernel import LangevinKernel, LangevinState, inner_product, per_chain, sum_of_squares, white_noise
+from pyrosep.infer.kernel import (
+    LangevinKernel,
+    LangevinState,
+    inner_product,
+    per_chain,
+    plus_scaled,
+    sum_of_squares,
+    white_noise,
+)
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner
 
@@ -131,7 +139,7 @@ class UnderdampedLangevin(LangevinKernel):
         kept = (-self.friction * steps).exp()
         added = (self.temperature * (1 - kept.square())).sqrt()
         noise = white_noise(momentum)
-        return {name: per_chain(kept, value) + per_chain(added, noise[name]) for name, value in momentum.items()}
+        return {name: plus_scaled(per_chain(kept, value), added, noise[name]) for name, value in momentum.items()}
 
     def _baoab(self, state: LangevinState) -> LangevinState:
         steps = self._sizes.values
@@ -181,4 +189,4 @@ class UnderdampedLangevin(LangevinKernel):
 
 def _kicked(momentum: Values, state: LangevinState, time: Tensor) -> Values:
     """Momenta after the state's force for a time."""
-    return {name: value - per_chain(time, state.white_gradient[name]) for name, value in momentum.items()}
+    return {name: plus_scaled(value, -time, state.white_gradient[name]) for name, value in momentum.items()}
