@@ -34,7 +34,7 @@ MIX = torch.randn(TIME, generator=torch.Generator().manual_seed(2))
 
 @pytest.fixture(scope="module")
 def mcmc():
-    return LangevinMCMC(MALA(model), 8, 8, num_chains=3, seed=0).run(MIX)
+    return LangevinMCMC(MALA(model), 16, 16, num_chains=3, seed=0).run(MIX)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_groups_by_shape(idata, tmp_path):
         name: {variable: array.shape for variable, array in group(idata, name).items()}
         for name in ("posterior_predictive", "prior", "prior_predictive")
     }
-    assert shapes["posterior_predictive"] == {"mix": (3, 8, TIME), "late": (3, 8, TIME)}
+    assert shapes["posterior_predictive"] == {"mix": (3, 16, TIME), "late": (3, 16, TIME)}
     assert shapes["prior"] == {"sources": (1, 7, 2, TIME), "gain": (1, 7)}
     assert shapes["prior_predictive"] == {"mix": (1, 7, TIME), "late": (1, 7, TIME)}
     again = read_netcdf(write_netcdf(idata, tmp_path / "posterior.nc"))
@@ -116,8 +116,8 @@ def test_leave_one_out(idata):
 @pytest.mark.skipif(not hasattr(arviz, "from_pyro"), reason="ArviZ 1.0 has no from_pyro")
 def test_arviz_takes_a_run_itself(mcmc):
     found = arviz.from_pyro(mcmc)
-    assert found.posterior["a"].shape == (3, 8, TIME)
-    assert found.sample_stats["diverging"].shape == (3, 8)
+    assert found.posterior["a"].shape == (3, 16, TIME)
+    assert found.sample_stats["diverging"].shape == (3, 16)
     np.testing.assert_allclose(found.observed_data["mix"], MIX)
 
 

@@ -8,8 +8,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from pyro.ops.stats import effective_sample_size
 
-from pyrosep import MALA, AnnealedSearch, GaussianPrior, GibbsMALA, LangevinMCMC, Potential
+from pyrosep import MALA, AnnealedSearch, EncoderGuide, GaussianPrior, GibbsMALA, LangevinMCMC, Potential
+from pyrosep.errors import ConfigurationError
 from pyrosep.infer import SweepMoves, linear_mix_of
 from pyrosep.mixing import linear_mix
 
@@ -235,3 +238,62 @@ def test_noise_that_depends_on_a_source_is_no_linear_mix(mix):
     potential = Potential(model, (mix,), num_chains=2)
     found = linear_mix_of(potential, potential.prior_draw)
     assert found == "the density of 'mix' is not that of a linear mix with noise of one level"
+
+
+def test_a_factor_alone_is_no_observation():
+    def model():
+        a, _ = sources()
+        pyro.factor("loud", -a.square().sum(-1))
+
+    with pytest.raises(
+        ConfigurationError, match="needs an observation that depends on its sources; this model has none"
+    ):
+        AnnealedSearch((1.0, 0.5), redraws=0).run(model, num_chains=2)
+
+
+def test_guides_of_models_with_every_kind_of_site(mix):
+    """Deterministic values and factors are no observations; several sources of one site have no encoders."""
+
+    def whole(mix):
+        deterministic(mix)
+        pyro.factor("loud", torch.zeros(()))
+
+    assert EncoderGuide.for_model(whole, mix).names == ("a", "b")
+    for model in (plate_of_sources, event_of_sources):
+        with pytest.raises(ConfigurationError, match="site 's' stands for sources of shape"):
+            EncoderGuide.for_model(model, mix)
+
+
+# --- noise whose level is unknown: no Gaussian, but one given the level -------------------------------------------
+
+
+def unknown_noise(mix):
+    a, b = sources()
+    level = pyro.sample("level", dist.LogNormal(-0.5, 0.5))
+    heard("mix", a + 0.7 * b, mix, level[..., None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["MALA", "NUTS"])
+def test_noise_of_unknown_level(mix, agree, kernel):
+    """Moments of the level and of the sources' mean by quadrature over the level; stderr by the draws' ESS."""
+    prior = Posterior(lambda mix: sources(), mix).covariance
+    mixing = torch.cat([torch.eye(TIME), 0.7 * torch.eye(TIME)], -1)
+    grid = torch.linspace(-3.5, 2.5, 1201)
+    logs, means = [], []
+    for level in grid.exp():
+        total = mixing @ prior @ mixing.mT + level**2 * torch.eye(TIME)
+        logs.append(torch.distributions.MultivariateNormal(torch.zeros(TIME), total).log_prob(mix))
+        means.append(prior @ mixing.mT @ torch.linalg.solve(total, mix))
+    weight = (torch.stack(logs) + dist.Normal(-0.5, 0.5).log_prob(grid)).softmax(0)
+    log_level, mean = (weight * grid).sum(), (weight.unsqueeze(-1) * torch.stack(means)).sum(0)
+    if kernel == "MALA":
+        mcmc = LangevinMCMC(MALA(unknown_noise), 1, 300, thinning=1, num_chains=1000, seed=0)
+        draws, independent = mcmc.run(mix).get_samples(), 1000
+    else:
+        mcmc = MCMC(NUTS(unknown_noise), 800, warmup_steps=200, disable_progbar=True)
+        mcmc.run(mix)
+        draws = mcmc.get_samples()
+        independent = float(effective_sample_size(draws["level"].log().unsqueeze(0)).clamp(max=800)) / 2
+    found = torch.cat([draws["level"].log().unsqueeze(-1), draws["a"], draws["b"]], -1)
+    agree(found.mean(0), torch.cat([log_level.reshape(1), mean]), found.std(0) / independent**0.5)

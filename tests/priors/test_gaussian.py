@@ -146,3 +146,11 @@ def test_nothing_to_fit():
         fit_spectrum([torch.zeros(3, 16)])
     with pytest.raises(ShapeError, match="expected frames of 16"):
         fit_spectrum([torch.ones(16), torch.ones(17)])
+
+
+def test_moments(double, mean_agrees):
+    """Zero, and by Parseval's theorem the root of the mean power, as Pyro's distributions tell them."""
+    prior = GaussianPrior(torch.tensor([4.0, 1.0, 0.25]), 16, torch.tensor([0.1, 1.0]), sigma_min=0.1)
+    assert prior.mean.shape == prior.stddev.shape == (2, 16)
+    assert not prior.mean.any()
+    mean_agrees(prior.sample((4000,)).square(), prior.stddev.square())
