@@ -14,16 +14,17 @@ import torch
 
 from pyrosep import MALA, GaussianPrior, LangevinMCMC
 from pyrosep.diagnostics import summarize, to_inference_data, verdict
+from pyrosep.infer import ScalarMoves
 from pyrosep.mixing import panned_mix
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frame", type=int, default=64, help="samples")
+    parser.add_argument("--frame", type=int, default=1024, help="samples")
     parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--warmup", type=int, default=1000)
-    parser.add_argument("--thinning", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--thinning", type=int, default=1)
     parser.add_argument("--pans", type=float, nargs=2, default=(-0.6, 0.3), help="the true ones")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -38,7 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     mix = pyro.condition(model, {"pans": torch.tensor(args.pans)})().detach()  # (2, time)
 
     mcmc = LangevinMCMC(
-        MALA(model), args.draws, args.warmup, num_chains=args.chains, thinning=args.thinning, init="mix", seed=args.seed
+        ScalarMoves(MALA(model)),  # given the sources, pans hardly move; this moves both
+        args.draws,
+        args.warmup,
+        num_chains=args.chains,
+        thinning=args.thinning,
+        init="mix",
+        seed=args.seed,
     ).run(mix)
     pans = mcmc.get_samples()["pans"]
     for index, name in enumerate(priors):

@@ -14,16 +14,17 @@ import torch
 
 from pyrosep import MALA, GaussianPrior, LangevinMCMC
 from pyrosep.diagnostics import summarize, to_inference_data, verdict
+from pyrosep.infer import ScalarMoves
 from pyrosep.mixing import unknown_gains_mix
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frame", type=int, default=64, help="samples")
+    parser.add_argument("--frame", type=int, default=1024, help="samples")
     parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=2000)
-    parser.add_argument("--warmup", type=int, default=2000)
-    parser.add_argument("--thinning", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--thinning", type=int, default=1)
     parser.add_argument("--gains", type=float, nargs=2, default=(1.5, 0.5), help="the true ones")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -39,7 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     mix = pyro.condition(model, truth | {"gains": torch.tensor(args.gains)})().detach()
 
     mcmc = LangevinMCMC(
-        MALA(model), args.draws, args.warmup, num_chains=args.chains, thinning=args.thinning, init="mix", seed=args.seed
+        ScalarMoves(MALA(model)),  # given the sources, gains hardly move; this moves both
+        args.draws,
+        args.warmup,
+        num_chains=args.chains,
+        thinning=args.thinning,
+        init="mix",
+        seed=args.seed,
     ).run(mix)
     draws = mcmc.get_samples()
     for index, name in enumerate(priors):

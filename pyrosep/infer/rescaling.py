@@ -229,17 +229,13 @@ class ScalarMoves(LangevinKernel):
             walk.adapt(limit)
         return accepted
 
-    def _mixed(self, accepted: Tensor, new: Values, old: Values) -> Values:
-        def choose(a: Tensor, b: Tensor) -> Tensor:
-            mask = accepted.reshape(a.shape[: self.potential.batch_ndim] + (1,) * (a.ndim - self.potential.batch_ndim))
-            return torch.where(mask, a, b)
-
-        return {name: value if value is old[name] else choose(value, old[name]) for name, value in new.items()}
-
     def _transported(self, walk: Walk, z: Values, energy: Tensor, alive: Tensor) -> tuple[Values, Tensor]:
         assert self.surrogate is not None
         here = self._at(z)
-        new, log_marginals = self._walked(walk, z)
+        measured = self.num_steps % max(1, self.warmup_steps // CURVATURES) == 0
+        new, log_marginals = walked(
+            walk, self.surrogate, z, self.moves, adapting=self.warming_up, measured=self.warming_up and measured
+        )
         there = self.surrogate.given(self.potential.constrain(new))
         sources, log_det = self.surrogate.transport(z, here, there)
         new |= sources
@@ -247,32 +243,7 @@ class ScalarMoves(LangevinKernel):
         log_ratio = energy - proposed + log_det + log_marginals[0] - log_marginals[1]
         accepted = self._accepted(walk, log_ratio, alive)
         self._conditional = there.where(accepted, here)
-        return self._mixed(accepted, new, z), torch.where(accepted, proposed, energy)
-
-    def _walked(self, walk: Walk, z: Values) -> tuple[Values, tuple[Tensor, Tensor]]:
-        """Scalars after a walk on the surrogate's marginal density, and that density in logarithm before and after."""
-        surrogate = self.surrogate
-        assert surrogate is not None
-        sizes = [z[name].numel() // self._count for name in self.scalars]
-
-        def at(place: Tensor) -> tuple[Values, Tensor]:
-            parts = zip(self.scalars, place.split(sizes, 1), strict=True)
-            there = z | {name: part.reshape(z[name].shape).to(z[name]) for name, part in parts}
-            return there, surrogate.log_marginal(self.potential.constrain(there))
-
-        place = torch.cat([z[name].reshape(self._count, -1) for name in self.scalars], 1).double()
-        if self.warming_up and self.num_steps % max(1, self.warmup_steps // CURVATURES) == 0:
-            walk.follow(-hessian(lambda place: at(place)[1], place))
-        first = last = at(place)[1]
-        for _ in range(self.moves):
-            proposed = place + walk.propose()
-            found = at(proposed)[1]
-            accepted, accept_prob = metropolis(found - last)
-            if self.warming_up:
-                walk.adapt(accept_prob)
-            place = torch.where(accepted.unsqueeze(-1), proposed, place)
-            last = torch.where(accepted, found, last)
-        return at(place)[0], (first, last)
+        return mixed(accepted, new, z), torch.where(accepted, proposed, energy)
 
     def _rescaled(self, walk: Walk, z: Values, energy: Tensor, alive: Tensor) -> tuple[Values, Tensor]:
         values = self.potential.constrain(z)
@@ -293,7 +264,53 @@ class ScalarMoves(LangevinKernel):
         accepted = self._accepted(walk, energy - proposed + log_volume, alive)
         if bool(accepted.any()):
             self._conditional = None
-        return self._mixed(accepted, new, z), torch.where(accepted, proposed, energy)
+        return mixed(accepted, new, z), torch.where(accepted, proposed, energy)
+
+
+def mixed(accepted: Tensor, new: Values, old: Values) -> Values:
+    """The new values in the chains ``(chains,)`` that accept them, the old ones elsewhere."""
+
+    def choose(one: Tensor, other: Tensor) -> Tensor:
+        if one.shape[:1] != accepted.shape or len(accepted) == 1:  # a single chain, which may have no axis
+            return one if bool(accepted) else other
+        return torch.where(accepted.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
+
+    return {name: value if value is old[name] else choose(value, old[name]) for name, value in new.items()}
+
+
+def walked(
+    walk: Walk, surrogate: Surrogate, z: Values, steps: int, *, adapting: bool, measured: bool
+) -> tuple[Values, tuple[Tensor, Tensor]]:
+    """Scalars after a walk on the surrogate's marginal density, and the logarithm of that before and after.
+
+    Arguments:
+        walk: whose steps are made.
+        surrogate: of the model.
+        z: unconstrained values by site.
+        steps: number of steps.
+        adapting: whether the walk adapts its scale.
+        measured: whether it takes its covariance from the curvature where it begins.
+    """
+    sizes = [z[name].numel() // surrogate.count for name in surrogate.scalars]
+
+    def at(place: Tensor) -> tuple[Values, Tensor]:
+        parts = zip(surrogate.scalars, place.split(sizes, 1), strict=True)
+        there = z | {name: part.reshape(z[name].shape).to(z[name]) for name, part in parts}
+        return there, surrogate.log_marginal(surrogate.potential.constrain(there))
+
+    place = torch.cat([z[name].reshape(surrogate.count, -1) for name in surrogate.scalars], 1).double()
+    if measured:
+        walk.follow(-hessian(lambda place: at(place)[1], place))
+    first = last = at(place)[1]
+    for _ in range(steps):
+        proposed = place + walk.propose()
+        found = at(proposed)[1]
+        accepted, accept_prob = metropolis(found - last)
+        if adapting:
+            walk.adapt(accept_prob)
+        place = torch.where(accepted.unsqueeze(-1), proposed, place)
+        last = torch.where(accepted, found, last)
+    return at(place)[0], (first, last)
 
 
 def metropolis(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
