@@ -115,18 +115,33 @@ def test_calibration_of_pans_and_of_an_unknown_noise_level(double):
         assert found.rejected() == {}, found.table()
 
 
-@pytest.mark.slow
-def test_calibration_where_priors_are_not_gaussian(double):
-    """A wave of unknown period in noise of its own, beside a Gaussian: acceptance is below one."""
-    wave = OscillatorPrior("square", frame=16, periods=(5, 8), sigma_min=0.3)
-    model = unknown_gains_mix({"wave": wave, "hiss": GaussianPrior(0.1 * torch.ones(2), 16)}, noise=0.3)
-    kernel = ScalarMoves(MALA(model, preconditioner="measured"))
-    found = sbc(model, kernel, simulations=400, warmup_steps=300, thinning=20)
+@pytest.mark.parametrize("noise", [0.3, 0.05])
+def test_the_posterior_stays_as_it_is_where_priors_are_not_gaussian(noise, double, mean_agrees):
+    """A wave of unknown period beside a Gaussian. Chains start from the truth, a draw of their own posterior, and after
+    some steps are another one: means over the chains don't change, of functions of gains, sources and mix."""
+    wave = OscillatorPrior("square", frame=16, periods=(5, 8), sigma_min=0.1)
+    model = unknown_gains_mix({"wave": wave, "hiss": GaussianPrior(0.1 * torch.ones(2), 16)}, noise=noise)
+    with torch.no_grad():
+        drawn = Potential(model, (), {}, num_chains=3000).run().nodes
+    start = {name: drawn[name]["value"].detach() for name in ("wave", "hiss", "gains")}
+    mixes = drawn["mix"]["value"].detach()
+    kernel = ScalarMoves(MALA(model, 0.05, preconditioner="measured"), moves=2)
+    mcmc = LangevinMCMC(kernel, 1, 0, thinning=12, num_chains=3000, init=start, seed=0, disable_progbar=True).run(mixes)
+    end = mcmc.get_samples()
+
+    def functions(values):
+        left = mixes - (values["gains"].unsqueeze(-1) * torch.stack([values["wave"], values["hiss"]], 1)).sum(1)
+        levels = [values[name].square().mean(-1) for name in ("wave", "hiss")]
+        logs = values["gains"].log()
+        columns = [*logs.unbind(-1), *logs.square().unbind(-1), logs.prod(-1), *levels, left.square().mean(-1)]
+        return torch.stack([*columns, logs[:, 0] * levels[0], (mixes * values["wave"]).mean(-1)], -1)
+
+    mean_agrees(functions(end) - functions(start), torch.zeros(10))
+    moved = (end["gains"].log() - start["gains"].log()).std(0)
+    assert bool((moved > 0.05).all()), moved
     seen = kernel.diagnostics()
-    assert 0.1 < seen["acceptance of transport"] < 0.99
-    assert 0.1 < seen["acceptance of rescaling"] < 0.99
-    # Which wave it is changes too slowly for ranks of the source itself; its gain's are asked for.
-    assert not {"gains[0]", "gains[1]"} & set(found.rejected()), found.table()
+    assert 0.05 < seen["acceptance of transport"] < 0.95
+    assert 0.05 < seen["acceptance of rescaling"] < 0.95
 
 
 @pytest.mark.slow
@@ -134,7 +149,7 @@ def test_it_agrees_with_nuts(agree):
     """Means and deviations of the logarithms of gains, 64 samples; standard errors by the effective sample sizes."""
     model = unknown_gains_mix(two_bands(64), noise=0.2)
     mix = mixed(model, [1.5, 0.5])
-    stock = MCMC(NUTS(model), num_samples=1500, warmup_steps=300, disable_progbar=True)
+    stock = MCMC(NUTS(model), num_samples=300, warmup_steps=150, disable_progbar=True)
     pyro.set_rng_seed(1)
     stock.run(mix)
     nuts = stock.get_samples()["gains"].log().unsqueeze(0)
