@@ -210,10 +210,12 @@ def sbc(
             potential = Potential(model, (), data, num_chains=simulations)
             found = [potential.constrain(initial_values(potential, sampler)) for _ in range(draws)]
             drawn = {name: torch.stack([one[name] for one in found], 1) for name in truth}
-        drawn = {name: drawn[name].reshape(len(kept), draws, *value.shape[1:]) for name, value in truth.items()}
+        drawn = {
+            name: drawn[name].to(value).reshape(len(kept), draws, *value.shape[1:]) for name, value in truth.items()
+        }
         truth, data = ({name: value[kept] for name, value in part.items()} for part in (truth, data))
         pairs = _ranked(model, truth, drawn, data, dict(quantities or {}))
-        ranks = torch.stack([_ranks(true, own) for true, own in pairs.values()])
+        ranks = torch.stack([_ranks(true, own).cpu() for true, own in pairs.values()])
     return Calibration(tuple(pairs), ranks, draws)
 
 
@@ -271,7 +273,7 @@ def _ranked(
             single = flat.shape[1] == 1
             pairs |= {name if single else f"{name}[{i}]": (flat[:, i], own[..., i]) for i in range(flat.shape[1])}
         else:
-            direction = torch.randn(flat.shape[1], dtype=torch.float64)
+            direction = torch.randn(flat.shape[1]).to(flat)
             pairs[f"mean square of {name}"] = flat.square().mean(-1), own.square().mean(-1)
             pairs[f"projection of {name}"] = flat @ direction, own @ direction
 
@@ -303,7 +305,7 @@ def _ranks(true: Tensor, drawn: Tensor) -> Tensor:
     """Draws below the true value, those that equal it at random: ``(simulation,)``."""
     true = true.unsqueeze(-1)
     equal = (drawn == true).sum(-1)
-    at_random = (torch.rand(equal.shape, dtype=torch.float64) * (equal + 1)).long()
+    at_random = (torch.rand(equal.shape, dtype=torch.float64, device=equal.device) * (equal + 1)).long()
     return (drawn < true).sum(-1) + at_random
 
 

@@ -36,7 +36,7 @@ class _Measured:
         response: ``(chains, channel, source, bins or 1)``.
         residual: in the frequency domain, ``(chains, channel, bins)``.
         noise: ``(chains, channel, 1)``.
-        log_prior: of the scalars, in the unconstrained space, ``(chains,)``.
+        log_prior: of the scalars, in the unconstrained space, with data that tell of them alone, ``(chains,)``.
     """
 
     response: Tensor
@@ -200,6 +200,10 @@ class Surrogate:
             log_prob = nodes[name]["fn"].log_prob(value).double().reshape(self.count, -1).sum(-1)
             volume = to_unconstrained.log_abs_det_jacobian(value, to_unconstrained(value))
             total = total + log_prob - volume.double().reshape(self.count, -1).sum(-1)
+        for name in self.potential.observed:
+            if name not in self.sites:  # which tell of the scalars alone
+                node = nodes[name]
+                total = total + node["fn"].log_prob(node["value"]).double().reshape(self.count, -1).sum(-1)
         return total
 
     def _levels(self, nodes: dict[str, Any]) -> Tensor:

@@ -31,7 +31,21 @@ def echo_mix(priors):
     return model
 
 
+def heard_mix(priors):
+    """Gains of which something is known beside the mix."""
+
+    def model(mix=None):
+        sources = sample_sources(priors)
+        gains = pyro.sample("gains", dist.LogNormal(torch.zeros(2), 0.5).to_event(1))
+        pyro.sample("meter", dist.Normal(gains.log(), 0.2).to_event(1), obs=torch.tensor([0.3, -0.4]))
+        mean = (gains.unsqueeze(-1) * sources).sum(-2)
+        return pyro.sample("mix", dist.Normal(mean, 0.3).to_event(1), obs=mix)
+
+    return model
+
+
 MODELS = {
+    "beside-the-mix": (heard_mix, 2),
     "gains": (lambda priors: unknown_gains_mix(priors, 0.3), 3),
     "pans": (lambda priors: panned_mix(priors, 0.3), 3),
     "echo": (echo_mix, 2),
@@ -43,7 +57,7 @@ def known(request, double):
     """A potential, its surrogate, two values of the scalars, and at each the exact Gaussian and log marginal."""
     make, count = request.param
     model = make(priors_of(count))  # in double precision
-    mix = model().detach()
+    mix = pyro.poutine.trace(model).get_trace().nodes["mix"]["value"].detach()
     potential = Potential(model, (mix,), num_chains=2)
     scalars = [name for name in potential.placeholder if name not in potential.priors]
     surrogate = Surrogate(potential, scalars)
@@ -76,6 +90,9 @@ def dense(potential, values, count, chain):
     residual = nodes["mix"]["value"].reshape(-1) - offset
     gain = prior @ mixing.mT @ torch.linalg.inv(total)
     marginal = dist.MultivariateNormal(torch.zeros(len(total)), total).log_prob(residual)
+    for name in potential.observed:
+        if name != "mix":
+            marginal = marginal + nodes[name]["fn"].log_prob(nodes[name]["value"])[chain]
     for name in values:
         if name not in names:
             to_unconstrained = potential.transforms[name]
