@@ -192,6 +192,9 @@ def au_parts(path: Path, file: BinaryIO, size: int) -> Iterator[Part]:
         if len(head) < 24:
             raise TruncatedAudioError(f"{path} ends inside its header ({size} bytes); copy or download it again")
         offset, length = struct.unpack(">II" if head[:4] == b".snd" else "<II", head[4:12])
+        if offset < len(head):  # no header: leave the verdict to the decoder
+            yield Part(start, size)
+            return
         if length == 0xFFFFFFFF:
             yield Part(start, size, open_ended=True)
             return

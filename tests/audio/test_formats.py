@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
@@ -283,6 +284,19 @@ def test_other_containers_written_to_a_pipe(name: str, sign: bytes, size: bytes,
     data[at : at + len(size)] = size
     (tmp_path / name).write_bytes(data)
     assert torch.equal(audio.read(tmp_path / name).samples, torch.from_numpy(tone()))
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.au", "a.caf", "a.aiff", "a.w64", "a.rf64", "a.ogg", "a.flac"])
+@pytest.mark.parametrize("fill", [b"\0", b"\xff"])
+def test_sizes_that_lead_nowhere_come_to_an_end(name: str, fill: bytes, tmp_path: Path) -> None:
+    """Numbers of a header that are all nothing, or the most that there is, at every place of it."""
+    data = made(tmp_path, name).read_bytes()[:600]
+    path = tmp_path / name
+    for place in range(4, 80, 4):
+        for count in (4, 8, len(data)):
+            path.write_bytes((data[:place] + fill * count + data[place + count :])[: len(data)])
+            with contextlib.suppress(AudioError, OSError):
+                audio.info(path)
 
 
 # Encodings of WAV
