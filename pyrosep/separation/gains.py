@@ -1,4 +1,4 @@
-"""How loud the sources of a prior set are in a mix."""
+"""How loud the sources of a prior set are in a mix, by the mean periodogram of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyrosep.infer import fit_gains
 from pyrosep.signal.spectra import full_sum
 from pyrosep.zoo import PriorSet
 
-__all__ = ["mix_gains"]
+__all__ = ["MeanPeriodogram", "mix_gains"]
 
 
 def mix_gains(kind: str | Sequence[float], priors: PriorSet, power: Tensor, level: float) -> Tensor:
@@ -47,3 +47,28 @@ def mix_gains(kind: str | Sequence[float], priors: PriorSet, power: Tensor, leve
         return fit_gains(stacked, power.clamp(min=power.max() * 1e-8))
     whole = full_sum(stacked.sum(0), priors.time)
     return torch.full((count,), level / math.sqrt(whole.item() / priors.time))
+
+
+class MeanPeriodogram:
+    """Of frames ``(channel, time)``: a shorter one is tapered where it ends, and counts by its length."""
+
+    def __init__(self, frame: int) -> None:
+        self.frame = frame
+        self._power, self._weight = torch.zeros(frame // 2 + 1, dtype=torch.float64), 0.0
+
+    def add(self, samples: Tensor) -> None:
+        """Count one more frame; what it has beyond its length is left out."""
+        heard = samples[..., : self.frame].double()
+        bins = torch.fft.rfft(heard * _taper(heard.shape[-1]), n=self.frame)
+        self._power += bins.abs().square().mean(0) / self.frame
+        self._weight += heard.shape[-1] / self.frame
+
+    def mean(self) -> Tensor:
+        """The mean so far, ``(frame // 2 + 1,)``."""
+        return self._power / self._weight
+
+
+def _taper(time: int) -> Tensor:
+    """A Hann window of unit mean square, nowhere zero."""
+    taper = (math.pi * (torch.arange(time, dtype=torch.float64) + 0.5) / time).sin().square()
+    return taper / taper.square().mean().sqrt()

@@ -17,7 +17,7 @@ from pyrosep.audio.resampling import check_rate
 from pyrosep.errors import ConfigurationError, DataError, ShapeError
 from pyrosep.infer.seeding import as_usual, with_gradients
 from pyrosep.priors import SourcePrior
-from pyrosep.separation.gains import mix_gains
+from pyrosep.separation.gains import MeanPeriodogram, mix_gains
 from pyrosep.separation.memory import KeptSummaries, give_back
 from pyrosep.separation.methods import choose_method
 from pyrosep.separation.problem import Estimate, Problem
@@ -208,25 +208,29 @@ class Separator:
         """Find level and gains of a track from all of its windows ``(channel, time)``, end to end.
 
         Raises:
-            ConfigurationError: gains that are not one for each source, or for priors that know no spectrum.
+            ConfigurationError: gains that are not one for each source, or for priors that know no spectrum; see also
+                :meth:`framing`.
             DataError: the track is silent, or has samples that are NaN or infinite.
         """
-        power, weight, total, samples = torch.zeros(self.frame // 2 + 1, dtype=torch.float64), 0.0, 0.0, 0
+        heard, total, samples = MeanPeriodogram(self.frame), 0.0, 0
+        start: list[Tensor] = []  # of a track that is shorter than a window
         for window in windows:
             samples += window.shape[-1]
             total += window.double().square().mean(0).sum().item()
-            heard = audio.resample(window, self.sample_rate, self.model_rate)[..., : self.frame].double()
-            # The last window may be shorter, and is tapered where it ends; its power counts by its length.
-            bins = torch.fft.rfft(heard * _taper(heard.shape[-1]), n=self.frame)
-            power += bins.abs().square().mean(0) / self.frame
-            weight += heard.shape[-1] / self.frame
+            heard.add(audio.resample(window, self.sample_rate, self.model_rate))
+            start = [*start, window] if samples < self.window else []
         if not math.isfinite(total):
             raise DataError("the mix has samples that are NaN or infinite; there is nothing to hear in them")
         if not total > 0:
             raise DataError("the mix is silent from beginning to end; there is nothing to separate")
+        framing = self.framing(samples)
+        if start:
+            heard = MeanPeriodogram(framing.frame)
+            for part in windows_of(torch.cat(start, -1), framing.window, framing.window):
+                heard.add(audio.resample(part, self.sample_rate, self.model_rate))
         level = math.sqrt(total / samples)
         noise = level * 10 ** (self.settings.noise_db / 20)
-        return Hearing(samples, level, mix_gains(self.gains, self.priors, power / weight, level), noise)
+        return Hearing(samples, level, mix_gains(self.gains, framing.priors, heard.mean(), level), noise)
 
     # --- second pass ------------------------------------------------------------------------------------------
 
@@ -384,9 +388,3 @@ class Stream:
         power = octave.abs().square().sum(-1, keepdim=True) + 1e-12
         share = power / power.sum(1, keepdim=True)
         return found + share * (mix - found.sum(2)).unsqueeze(2)
-
-
-def _taper(time: int) -> Tensor:
-    """A Hann window of unit mean square, nowhere zero."""
-    taper = (math.pi * (torch.arange(time, dtype=torch.float64) + 0.5) / time).sin().square()
-    return taper / taper.square().mean().sqrt()

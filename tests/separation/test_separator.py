@@ -676,6 +676,16 @@ def test_a_separator_keeps_nothing_of_a_track():
     assert summaries["lp"].shape[2:] == (4, 2)
 
 
+@pytest.mark.parametrize("kind", ["level", "fit"])
+@pytest.mark.parametrize("rate", [RATE, 2 * RATE])
+def test_gains_of_a_short_track_are_those_of_a_window_of_its_length(kind, rate):
+    """Spectra of priors for another frame have another sum."""
+    mix = noise(1, 3 * FRAME // 4 * rate // RATE)
+    short = separate(mix, rate, gaussians(), replace(EXACT, gains=kind))
+    segment = mix.shape[-1] / rate
+    assert torch.equal(short.gains, separate(mix, rate, gaussians(), replace(EXACT, gains=kind, segment=segment)).gains)
+
+
 # Long tracks
 
 
