@@ -459,6 +459,50 @@ def test_names_that_are_not_utf_8(song, model, tmp_path):
     assert "no file or folder" in missing
 
 
+@pytest.mark.filterwarnings("default:not read in")
+def test_a_folder_is_gone_through_once(song, model, tmp_path):
+    (tmp_path / "in").mkdir()
+    song.rename(tmp_path / "in" / "song.wav")
+    (tmp_path / "in" / "list.m3u8").write_text("song.wav")
+    result = run("separate", tmp_path / "in", "-n", model, "-o", tmp_path / "out", "--method", "exact", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr.count("not read in") == 1
+
+
+def test_samples_do_not_depend_on_what_else_is_separated(song, model, tmp_path, monkeypatch):
+    """Alone, in a folder, in another order, and after an interruption; by chains, which are random."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    first, second = song.rename(folder / "a.wav"), folder / "b.wav"
+    audio.write(second, 0.5 * noise(), RATE)
+    chains = ("--method", "langevin", "--chains", "2", "--draws", "5", "--warmup", "2", "--keep", "1", "--seed", "3")
+
+    def separated(place, *inputs):
+        done("separate", *inputs, "-n", model, "-o", tmp_path / place, *chains)
+        return {
+            str(path.relative_to(tmp_path / place)): path.read_bytes() for path in (tmp_path / place).rglob("*.wav")
+        }
+
+    whole = separated("folder", folder)
+    assert len(whole) == 2 * 2 * 3
+    apart = separated("first", first) | separated("second", second)
+    assert apart == whole
+    assert separated("turned", second, first) == whole
+    write, calls = audio.Writer.write, []
+
+    def stopped(writer, samples):
+        calls.append(writer)
+        if len(calls) == 8:  # of six files of the first track, in the second block
+            raise KeyboardInterrupt
+        write(writer, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audio.Writer, "write", stopped)
+        assert run("separate", folder, "-n", model, "-o", tmp_path / "again", *chains).exit_code == 130
+    assert not list((tmp_path / "again").rglob("*.wav"))
+    assert separated("again", folder) == whole
+
+
 def test_other_tracks_are_still_done(song, model, tmp_path):
     for fault in FAULTS:
         fault(tmp_path / f"{fault.__name__}.wav")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,6 @@ from pyrosep.cli.options import (
     Sources,
     chosen_priors,
 )
-from pyrosep.errors import PyrosepError
 from pyrosep.interruption import raise_again
 
 
@@ -74,16 +74,14 @@ def separate(
     priors = chosen_priors(model, guide, device)
     own = Settings(choose_method(priors, settings.method, **numbers.given()), **settings.of_track())
     reports: dict[str, Any] = {}
-    usable, failed = [], 0
-    for given in inputs:
-        try:
-            find_tracks([given])
-            usable.append(given)
-        except (PyrosepError, OSError) as error:
-            failed += 1
-            complain("error", one_line(error))
-            reports[given] = {"input": given, "error": one_line(error)}
-    for name, path in find_tracks(usable).items():
+
+    def refused(given: str | os.PathLike[str], error: Exception) -> None:
+        complain("error", one_line(error))
+        reports[os.fspath(given)] = {"input": os.fspath(given), "error": one_line(error)}
+
+    tracks = find_tracks(inputs, failed=refused)
+    failed = len(reports)
+    for name, path in tracks.items():
         folder = out / priors.name / name
         bar, update = track_progress(name, report.quiet)
         try:

@@ -18,7 +18,7 @@ from pyrosep import audio
 from pyrosep.diagnostics.arviz_versions import PosteriorData, from_groups
 from pyrosep.diagnostics.inference_data import write_netcdf
 from pyrosep.diagnostics.summaries import summarize, verdict
-from pyrosep.errors import ConfigurationError, DataError, MissingFileError
+from pyrosep.errors import ConfigurationError, DataError, MissingFileError, PyrosepError
 from pyrosep.naming import check_source_names, track_folders
 from pyrosep.results import (
     check_replaceable,
@@ -30,7 +30,7 @@ from pyrosep.results import (
     write_record,
 )
 from pyrosep.separation.methods import choose_method
-from pyrosep.separation.separator import Hearing, Separator, Stream
+from pyrosep.separation.separator import Framing, Hearing, Separator, Stream
 from pyrosep.separation.settings import Settings
 from pyrosep.signal.summaries import BAND_EDGES
 from pyrosep.version import __version__
@@ -41,7 +41,11 @@ __all__ = ["AUDIO_SUFFIXES", "find_tracks", "separate_track"]
 AUDIO_SUFFIXES = audio.SUFFIXES
 
 
-def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
+def find_tracks(
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    failed: Callable[[str | os.PathLike[str], Exception], Any] | None = None,
+) -> dict[str, Path]:
     """Audio files by the name that their folder of stems gets.
 
     Arguments:
@@ -49,6 +53,8 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
             hidden ones and for the stems of tracks that were separated into them. :func:`~pyrosep.naming.track_folders`
             says how they are named. A warning names files in folders that seem to hold sound, but are of no kind that
             is read (``pyrosep.audio.SUFFIXES``).
+        failed: called with an input that has no tracks and the error that says so; the others are gone through. By
+            default the error is raised.
 
     Raises:
         MissingFileError: an input that is not there, or an empty path.
@@ -56,26 +62,35 @@ def find_tracks(inputs: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
     """
     files: list[Path] = []
     for given in inputs:
-        if not os.fspath(given):
-            raise MissingFileError("no file or folder ''; give the path of one, or . for the current folder")
-        path = Path(given)
-        if path.is_dir():
-            found, passed = _tracks_in(path)
-            if not found:
-                raise DataError(f"{path} holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
-            if passed:
-                warnings.warn(
-                    f"not read in {path}: {', '.join(str(file.relative_to(path)) for file in passed)}; convert them to "
-                    f"one of {', '.join(AUDIO_SUFFIXES)}",
-                    stacklevel=2,
-                )
-            files += found
-        elif path.exists():
-            files.append(path)
-        else:
-            raise MissingFileError(f"no file or folder {path}; check the path")
+        try:
+            files += _files_of(given)
+        except (PyrosepError, OSError) as error:
+            if failed is None:
+                raise
+            failed(given, error)
     # A link to a file is a track of its own, by its own name: what it points to may be named by a digest.
     return track_folders(dict.fromkeys(path.parent.resolve() / path.name for path in files))
+
+
+def _files_of(given: str | os.PathLike[str]) -> list[Path]:
+    """The audio files of one input, see :func:`find_tracks`."""
+    if not os.fspath(given):
+        raise MissingFileError("no file or folder ''; give the path of one, or . for the current folder")
+    path = Path(given)
+    if not path.is_dir():
+        if not path.exists():
+            raise MissingFileError(f"no file or folder {path}; check the path")
+        return [path]
+    found, passed = _tracks_in(path)
+    if not found:
+        raise DataError(f"{path} holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
+    if passed:
+        warnings.warn(
+            f"not read in {path}: {', '.join(str(file.relative_to(path)) for file in passed)}; convert them to one of "
+            f"{', '.join(AUDIO_SUFFIXES)}",
+            stacklevel=3,
+        )
+    return found
 
 
 def _tracks_in(root: Path) -> tuple[list[Path], list[Path]]:
@@ -162,9 +177,9 @@ def separate_track(
     with unfinished(folder) as new:
         stream = separator.stream(audio.blocks(path, separator.window, hop=separator.hop), hearing)
         files = _write_stems(new, stream, separator, written, about, hearing, progress)
-        report = identity | _report(separator, about, hearing, time.perf_counter() - started)
+        report = identity | _report(separator, stream.framing, about, hearing, time.perf_counter() - started)
         if summaries := stream.summaries():
-            idata = _inference_data(separator, summaries)
+            idata = _inference_data(separator, stream.framing, summaries)
             report["diagnostics"] = _diagnose(idata)
             files += [write_netcdf(idata, new / "posterior.nc").name]
         report = write_record(new, report, files)
@@ -224,7 +239,9 @@ def _write_stems(
     return [writer.path.name for row in writers for writer in row]
 
 
-def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seconds: float) -> dict[str, Any]:
+def _report(
+    separator: Separator, framing: Framing, about: audio.AudioInfo, hearing: Hearing, seconds: float
+) -> dict[str, Any]:
     duration = hearing.samples / about.sample_rate
     return {
         "pyrosep": __version__,
@@ -233,7 +250,7 @@ def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seco
         "sample_rate": about.sample_rate,
         "channels": about.channels,
         "seconds": round(duration, 3),
-        "window_seconds": separator.window / separator.sample_rate,
+        "window_seconds": framing.window / separator.sample_rate,
         "gains": dict(zip(separator.names, [round(gain, 6) for gain in hearing.gains.tolist()], strict=True)),
         "noise": hearing.noise,
         "wall_seconds": round(seconds, 2),
@@ -241,7 +258,7 @@ def _report(separator: Separator, about: audio.AudioInfo, hearing: Hearing, seco
     }
 
 
-def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> PosteriorData:
+def _inference_data(separator: Separator, framing: Framing, summaries: dict[str, np.ndarray]) -> PosteriorData:
     posterior = {name: summaries[name].astype(np.float32) for name in ("energy_db", "band_db", "projection")}
     known = ("lp", "acceptance_rate", "step_size", "residual")  # where chains were sampled, and not searched for alone
     stats = {name: summaries[name] for name in known if name in summaries}
@@ -256,7 +273,7 @@ def _inference_data(separator: Separator, summaries: dict[str, np.ndarray]) -> P
             "projection": [*lead, "source", "direction"],
             **dict.fromkeys(stats, lead),
         },
-        attrs={"inference_library": "pyrosep", "window_seconds": separator.hop / separator.sample_rate},
+        attrs={"inference_library": "pyrosep", "window_seconds": framing.hop / separator.sample_rate},
     )
 
 

@@ -166,6 +166,18 @@ def test_sound_that_is_not_read_is_named(track, tmp_path):
         assert list(find_tracks([tmp_path])) == ["song"]
 
 
+def test_inputs_without_tracks_are_told_and_the_others_are_found(track, tmp_path):
+    refused = []
+    touch(tmp_path, "empty/notes.txt", "in/list.m3u8")
+    (tmp_path / "in" / "song.wav").write_bytes(track.read_bytes())
+    inputs = [tmp_path / "gone.wav", tmp_path / "in", "", tmp_path / "empty", track]
+    with pytest.warns(UserWarning, match="not read in") as caught:
+        found = find_tracks(inputs, failed=lambda given, error: refused.append((given, type(error))))
+    assert len(caught) == 1
+    assert [path.relative_to(tmp_path.resolve()).as_posix() for path in found.values()] == ["in/song.wav", "song.wav"]
+    assert refused == [(inputs[0], MissingFileError), ("", MissingFileError), (inputs[3], DataError)]
+
+
 def test_stems_that_were_written_are_no_tracks(track, priors):
     """So that a folder which holds the output can be given again."""
     run(track, track.parent / "separated" / "tiny" / "song", priors, EXACT)
@@ -451,6 +463,61 @@ def test_a_fault_in_the_middle_of_the_file(tmp_path, priors):
     with pytest.raises(NonFiniteAudioError):
         run(tmp_path / "nan.wav", tmp_path / "out" / "nan", priors)
     assert not (tmp_path / "out").exists()
+
+
+# One answer, whatever else is done
+
+
+def stems(folder):
+    return {path.name: audio.read(path).samples for path in sorted(folder.glob("*.wav"))}
+
+
+def test_samples_do_not_depend_on_what_was_separated_before(priors, tmp_path):
+    """Alone, after another track, before it, and after a run that was interrupted in its third block."""
+    paths = [tmp_path / name for name in ("a.wav", "b.wav")]
+    for path, seconds in zip(paths, (0.2, 0.3), strict=True):
+        audio.write(path, noise(2, seconds), RATE)
+    shared, settings = set_of(priors), replace(SETTINGS, keep=2, seed=5)
+
+    def separated(place, order, stop=None):
+        def progress(done, total):
+            if stop is not None and done >= stop:
+                raise KeyboardInterrupt
+
+        for path in order:
+            separate_track(path, tmp_path / place / path.stem, shared, settings, progress=progress)
+        return {path.stem: stems(tmp_path / place / path.stem) for path in order}
+
+    both = separated("both", paths)
+    assert len(both["a"]) == 2 * 4
+    assert not torch.equal(both["a"]["low.draw0.wav"], both["a"]["low.draw1.wav"]), "the method is a random one"
+    with pytest.raises(KeyboardInterrupt):
+        separated("interrupted", paths[1:], stop=0.1 * RATE)
+    torch.manual_seed(17)
+    for found in (
+        separated("alone", paths[:1]),
+        separated("alone too", paths[1:]),
+        separated("turned", paths[::-1]),
+        separated("interrupted", paths),
+    ):
+        for track, files in found.items():
+            assert files.keys() == both[track].keys()
+            for name, samples in files.items():
+                assert torch.equal(samples, both[track][name]), (track, name)
+
+
+# Short tracks
+
+
+@pytest.mark.parametrize("settings", [EXACT, SETTINGS], ids=["exact", "chains"])
+def test_the_record_says_how_a_short_track_was_cut(settings, priors, tmp_path):
+    """150 samples, where a window has 400."""
+    audio.write(tmp_path / "short.wav", noise(1, 150 / RATE), RATE)
+    record = run(tmp_path / "short.wav", tmp_path / "out" / "short", priors, settings)
+    assert record["window_seconds"] == 150 / RATE
+    if "diagnostics" in record:
+        idata = read_netcdf(tmp_path / "out" / "short" / "posterior.nc")
+        assert idata.attrs["window_seconds"] == pytest.approx((150 - round(settings.overlap * 150)) / RATE)
 
 
 # Memory
