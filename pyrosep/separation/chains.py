@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyrosep.infer import AnnealedSearch, LangevinKernel
     from pyrosep.zoo import PriorSet
 
-__all__ = ["Chains", "LocalSearch", "SharedDescent", "mode_weights"]
+__all__ = ["Chains", "LocalSearch", "SharedDescent"]
 
 #: Levels of a search by sweeps, of one with the local coupling, and of a descent of all sources together.
 _SWEEP_LEVELS, _LOCAL_LEVELS, _SHARED_LEVELS = 20, 12, 4
@@ -243,6 +243,8 @@ class Chains(_Sampled):
     def posterior(self, problem: Problem) -> Estimate:
         import torch
 
+        from pyrosep.separation.weights import mode_weights
+
         samples, counted, summaries = self._samples(problem)
         if self.ladder is None and bool(counted.all()):  # chains that move freely count alike
             by_draw = _by_draw(samples)
@@ -376,26 +378,3 @@ def _report_lost(counted: Tensor) -> None:
         ChainWarning,
         stacklevel=2,
     )
-
-
-def mode_weights(summaries: dict[str, np.ndarray]) -> Tensor:
-    """Of the chains of each window and channel, by mode and joint density: ``(chain, window, channel)``.
-
-    Chains whose summaries are not finite have none.
-    """
-    import numpy as np
-    import torch
-
-    from pyrosep.infer.modes import same_mode, weights_of
-
-    height = summaries["lp"].mean(1)
-    flat = np.concatenate(
-        [summaries[name].reshape(*summaries["lp"].shape, -1) for name in ("energy_db", "band_db", "projection")], -1
-    )
-    means, deviations = flat.mean(1), flat.std(1)
-    weight = np.zeros_like(height)
-    finite = np.isfinite(height) & np.isfinite(means).all(-1)
-    for cell in np.ndindex(*height.shape[1:]):
-        where = (finite[(slice(None), *cell)], *cell)
-        weight[where] = weights_of(height[where], same_mode(means[where], deviations[where]))
-    return torch.from_numpy(weight)

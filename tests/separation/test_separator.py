@@ -33,7 +33,7 @@ from pyrosep.separation import (
     choose_methods,
     separate,
 )
-from pyrosep.separation.chains import mode_weights
+from pyrosep.separation.weights import mode_weights
 from pyrosep.signal.windows import windows_of
 from pyrosep.zoo import PriorSet
 
