@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError, InitializationError, ShapeError
 from pyrosep.infer.potential import Potential, Values
+from pyrosep.reading import kept_of
 
 __all__ = ["Initial", "KnowsItsError", "Start", "error_level", "initial_values"]
 
@@ -117,6 +118,12 @@ def _from_mix(potential: Potential) -> Values:
 def _equal_sources(potential: Potential, observed: str, mix: Tensor) -> Values:
     sources = list(potential.priors)
     like = potential.placeholder[sources[0]]
+    if potential.reading.sites[observed].masked:  # what is not observed may be anything
+        with torch.no_grad():
+            node = potential.run(potential.placeholder).nodes[observed]
+        kept = kept_of(node)
+        assert kept is not None
+        mix = mix.where(kept, 0.0)
     while mix.ndim > like.ndim:  # channels
         mix = mix.mean(-2)
     try:
@@ -127,6 +134,8 @@ def _equal_sources(potential: Potential, observed: str, mix: Tensor) -> Values:
     with torch.no_grad():
         trace = potential.run(potential.placeholder | dict.fromkeys(sources, start))
         expected, value = _middle(trace.nodes[observed]["fn"]), trace.nodes[observed]["value"]
+        if expected is not None and (kept := kept_of(trace.nodes[observed])) is not None:
+            expected, value = expected.where(kept, 0.0), value.where(kept, 0.0)
         if expected is not None and bool((power := expected.square().sum()) > 0):
             scale = (value * expected).sum() / power
     return dict.fromkeys(sources, scale * start)

@@ -312,6 +312,20 @@ def test_residual_is_of_what_is_heard(priors):
     torch.testing.assert_close(potential.residual(), (left / mix[:3].square().sum()).sqrt(), **ROUNDING)
 
 
+@pytest.mark.parametrize("unheard", [0.0, 1e6, float("nan")])
+def test_the_start_from_a_mix_is_of_what_is_heard(priors, unheard):
+    kept = torch.arange(TIME) < 3
+
+    def model(mix):
+        a, b = (pyro.sample(name, prior) for name, prior in priors.items())
+        pyro.sample("mix", dist.Normal(a + b, 0.3).mask(kept).to_event(1), obs=mix)
+
+    mix = torch.where(kept, torch.linspace(1.0, 2.0, TIME), unheard)
+    found = initial_values(Potential(model, (mix,), num_chains=2), "mix")
+    for value in found.values():
+        torch.testing.assert_close(value, torch.where(kept, mix / 2, 0.0).expand(2, TIME), **ROUNDING)
+
+
 # --- plates of sources -------------------------------------------------------------------------------------------
 
 
