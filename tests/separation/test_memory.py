@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyrosep import GaussianPrior, Settings, separate
+from pyrosep.separation import Chains
 from pyrosep.separation.memory import KeptSummaries, give_back
 
 
@@ -51,7 +52,7 @@ def test_methods_without_chains_keep_nothing():
 
 def test_summaries_of_a_track_stay_in_their_bound(monkeypatch):
     priors = {name: GaussianPrior(torch.tensor(spectrum), 64, sample_rate=8000) for name, spectrum in SPECTRA.items()}
-    settings = Settings("langevin", chains=2, draws=8, warmup=1)
+    settings = Settings(Chains(2, 8, 1, ladder=None))
     mix = 0.1 * torch.randn(1, 2_000, generator=torch.Generator().manual_seed(0))
     whole = separate(mix, 8000, priors, settings)
     size = sum(value.nbytes for value in whole.summaries.values())
@@ -68,11 +69,12 @@ SPECTRA = {"low": [1.0, 0.1, 0.01], "high": [0.01, 0.1, 1.0]}
 PEAK = """
 import resource, sys, torch
 from pyrosep import GaussianPrior, Settings
+from pyrosep.separation import Chains
 from pyrosep.separation.separator import Separator
 
 spectra, frame, rate = {spectra}, 32768, 16000
 priors = {{name: GaussianPrior(torch.tensor(value), frame, sample_rate=rate) for name, value in spectra.items()}}
-separator = Separator(priors, rate, Settings("langevin", chains=4, draws=20, warmup=2))
+separator = Separator(priors, rate, Settings(Chains(4, 20, 2, ladder=None)))
 generator = torch.Generator().manual_seed(0)
 windows = lambda: (0.1 * torch.randn(1, frame, generator=generator) for _ in range(int(sys.argv[1])))
 for block in separator.stream(windows(), separator.listen(windows())):
