@@ -116,7 +116,7 @@ class SourcePrior(TorchDistribution):
                 )
             new.interference = float(interference)
         new.sigma = _checked_level(sigma)
-        new._batch_shape = torch.broadcast_shapes(self.batch_shape, new.sigma.shape)
+        new._batch_shape = _broadcast(self.batch_shape, new.sigma.shape)
         return new
 
     def frame(self, time: int) -> Self:
@@ -152,7 +152,7 @@ class SourcePrior(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         new = copy.copy(self)
-        new._batch_shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
+        new._batch_shape = _broadcast(self.batch_shape, torch.Size(batch_shape))
         return new
 
     def element(self, number: int) -> Self:
@@ -206,7 +206,7 @@ class SourcePrior(TorchDistribution):
                 "bounds compare: sample by pyrosep.MALA or SGLD, or give it a density by its with_density(), if it has "
                 "one. For the gradient of an ELBO alone, take the step within pyrosep.priors.scores_suffice()"
             )
-        value = value.expand(*torch.broadcast_shapes(self.batch_shape, value.shape[:-1]), self.time)
+        value = value.expand(*_broadcast(self.batch_shape, value.shape[:-1]), self.time)
         if torch.is_grad_enabled() and value.requires_grad:
             return _LogProbWithScore.apply(value, self)
         return self._log_prob(value)
@@ -345,6 +345,13 @@ def _checked_level(sigma: float | Tensor) -> Tensor:
     if level.device.type == "cpu" and not bool((level >= 0).all()):
         raise ConfigurationError(f"a noise level must be at least 0; got {sigma!r}")
     return level
+
+
+def _broadcast(one: torch.Size, other: torch.Size) -> torch.Size:
+    """The shape that two broadcast to: torch's own function takes 0.1 ms, much of a Gaussian prior's evaluation."""
+    if one == other or not other:
+        return one
+    return torch.broadcast_shapes(one, other) if one else other
 
 
 def _short(sigma: Tensor) -> str:

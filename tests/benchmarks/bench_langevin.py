@@ -81,13 +81,14 @@ def gaussian_priors(frame: int) -> dict[str, SourcePrior]:
 
 
 def timed(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each function, called in turn so that whatever else runs disturbs all alike: ``(repeats,)``."""
+    """Milliseconds of the processor's time that each function takes, called in turn so that whatever else runs disturbs
+    all alike: ``(repeats,)``."""
     spent: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            spent[name].append(1000 * (time.perf_counter() - start))
+            spent[name].append(1000 * (time.process_time() - start))
     return {name: np.array(values[1:]) for name, values in spent.items()}
 
 

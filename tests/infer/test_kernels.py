@@ -231,6 +231,7 @@ def test_step_size_is_adapted_in_warm_up_only(linear):
     ).run(linear.mix)
     assert len(set(sizes[:200])) > 100
     assert len(set(sizes[199:])) == 1
+    assert len(kernel.step_sizes.unique()) == 50  # each chain has its own
     assert float(mcmc.sample_stats()["acceptance_rate"].mean()) == pytest.approx(0.574, abs=0.1)
 
 
