@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from docstring_parser import parse
 
 from pyrosep.separation.chains import Chains, LocalSearch, SharedDescent
-from pyrosep.separation.methods import OnePass
+from pyrosep.separation.methods import FromGuide, OnePass
 
 __all__ = ["MethodOptions", "Numbers"]
 
@@ -20,6 +20,7 @@ _KINDS: dict[type[Any], str] = {
     SharedDescent: "`shared`",
     LocalSearch: "`local`",
     OnePass: "`one-pass`",
+    FromGuide: "`guide`",
 }
 _Options = TypeVar("_Options")
 

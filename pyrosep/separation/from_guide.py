@@ -17,10 +17,13 @@ from pyrosep.zoo import PriorSet
 __all__ = ["GuideStart", "checked_guide", "guide_moments"]
 
 
-def guide_moments(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The guide's mean and deviation of the sources as they are in the mix, ``(window, source, channel, frame)``."""
+def guide_moments(problem: Problem, shifts: int = 1) -> tuple[Tensor, Tensor]:
+    """The guide's mean and deviation of the sources as they are in the mix, ``(window, source, channel, frame)``.
+
+    Averaged over so many shifts of the mix: :meth:`~pyrosep.EncoderGuide.with_shifts`.
+    """
     with torch.no_grad():
-        mean, deviation = GuideStart(checked_guide(problem.priors), problem.gains).moments(problem.mix)
+        mean, deviation = GuideStart(checked_guide(problem.priors, shifts), problem.gains).moments(problem.mix)
     return (
         mean.transpose(1, 2).cpu() * problem.scale,
         deviation.transpose(1, 2).cpu() * problem.scale.abs(),
@@ -68,8 +71,8 @@ class GuideStart:
         return mean, deviation
 
 
-def checked_guide(priors: PriorSet) -> EncoderGuide:
-    """The guide of a prior set, by which tracks can be separated."""
+def checked_guide(priors: PriorSet, shifts: int = 1) -> EncoderGuide:
+    """The guide of a prior set, by which tracks can be separated, averaged over so many shifts of the mix."""
     guide = priors.guide()
     if guide is None:
         raise ConfigurationError("this method needs a guide; train one for these priors, or use 'langevin'")
@@ -78,4 +81,4 @@ def checked_guide(priors: PriorSet) -> EncoderGuide:
             "to separate a track a guide must be projected onto mixes of one channel, with fixed gains and no other "
             "sites: EncoderGuide(priors, project=True or gains)"
         )
-    return guide
+    return guide.with_shifts(shifts)

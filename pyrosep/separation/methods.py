@@ -57,14 +57,23 @@ class Wiener(Method):
 
 @dataclass(frozen=True)
 class FromGuide(Method):
-    """A guide's own mean, deviation and draws: one pass of its encoder."""
+    """A guide's own mean, deviation and draws, by one pass of its encoder for each shift.
+
+    Attributes:
+        shifts: Shifts of the mix against the grid of the guide's network, over which it is averaged; each takes a pass.
+    """
 
     name: ClassVar[str] = "guide"
+
+    shifts: int = 1
+
+    def __post_init__(self) -> None:
+        check_least(self, shifts=1)
 
     def check(self, priors: PriorSet, keep: int = 0) -> None:
         from pyrosep.separation.from_guide import checked_guide
 
-        checked_guide(priors)
+        checked_guide(priors, self.shifts)
 
     def posterior(self, problem: Problem) -> Estimate:
         import torch
@@ -72,11 +81,11 @@ class FromGuide(Method):
         from pyrosep.infer import seeded
         from pyrosep.separation.from_guide import GuideStart, checked_guide, guide_moments
 
-        mean, deviation = guide_moments(problem)
+        mean, deviation = guide_moments(problem, self.shifts)
         if not problem.keep:
             return Estimate(mean, deviation, mean.new_zeros(0, *mean.shape))
         with torch.no_grad(), seeded(problem.seed):
-            drawn = GuideStart(checked_guide(problem.priors), problem.gains)(
+            drawn = GuideStart(checked_guide(problem.priors, self.shifts), problem.gains)(
                 problem.mix.expand(problem.keep, *problem.mix.shape)
             )
         draws = torch.stack([drawn[name] for name in problem.priors], 2).cpu() * problem.scale

@@ -477,7 +477,7 @@ def test_draws_are_at_least_two_and_at_least_those_that_are_kept():
     ("method", "number", "takes"),
     [
         ("exact", "chains", "no numbers"),
-        ("guide", "temperature", "no numbers"),
+        ("guide", "temperature", "shifts"),
         ("one-pass", "chains", "draws, temperature"),
         ("langevin", "redraws", "chains, draws, warmup, max_residual_ratio, ladder, temperature, coupling"),
         ("langevin", "from_mix", "chains, draws, warmup, max_residual_ratio, ladder, temperature, coupling"),
@@ -836,6 +836,27 @@ def test_draws_of_a_guide_have_its_mean_and_deviation():
         found.draws,
         separate(noise(1, FRAME), RATE, PriorSet(white_priors(), guide=guide), replace(settings, seed=1)).draws,
     )
+
+
+def test_a_guide_is_averaged_over_shifts():
+    torch.manual_seed(0)
+    guide = EncoderGuide(
+        list(LEVELS), shared=True, size=UNetSize(hop=4, width=4, levels=1, layers=1), project=[1.0, 1.0]
+    )
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    mix, settings = noise(1, FRAME), Settings(FromGuide(shifts=4), gains=(1.0, 1.0), keep=200)
+    found = separate(mix, RATE, PriorSet(white_priors(), guide=guide), settings)
+    with torch.no_grad():
+        mean, deviation = guide.with_shifts(4).moments(mix)
+        once = guide.moments(mix)[0]
+    assert db(found.mean - mean.transpose(0, 1), found.mean) < -50
+    assert db(once.transpose(0, 1) - found.mean, found.mean) > -40
+    torch.testing.assert_close(found.stddev, deviation.transpose(0, 1), rtol=1e-3, atol=1e-5)
+    assert (found.draws.mean(0) - found.mean).std() < 3 * found.stddev.mean() / 200**0.5
+    with pytest.raises(ConfigurationError, match=r"shifts must be at least 1; got 0"):
+        FromGuide(shifts=0)
 
 
 def test_networks_are_evaluated_in_half_precision_where_that_is_asked_for(white_flows):
