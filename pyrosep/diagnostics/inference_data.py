@@ -78,8 +78,7 @@ def to_inference_data(
     others = [name for name in draws if name not in used]
     axes = {axis for given in (dims or {}).values() for axis in given} | {*AXES, *batch}
     called = _variable_names([*others, *potential.observed], axes | {*SUMMARIES, "sources", "truth", "sample_rate"})
-    groups: dict[str, dict[str, Any]] = {"posterior": _named(stacked, draws, others, called)}
-    groups["sample_stats"] = stats
+    groups: dict[str, Any] = {"posterior": _named(stacked, draws, others, called), "sample_stats": stats}
     groups["observed_data"] = {called[name]: value.cpu().numpy() for name, value in potential.observed.items()}
     groups["constant_data"] = {"sample_rate": np.asarray(float(rate or 1.0))}
     time = stacked.shape[-1]
@@ -88,10 +87,9 @@ def to_inference_data(
     for name, value in groups["observed_data"].items():
         if value.ndim and value.shape[-1] == time:
             all_dims[name] = [*(f"{name}_axis_{axis}" for axis in range(value.ndim - 1)), "time"]
-    for name in others:  # as long as the sources, as sums of them are
-        if draws[name].ndim > 2 and draws[name].shape[-1] == time > 1 and called[name] not in all_dims:
-            lead = [f"{called[name]}_axis_{axis}" for axis in range(draws[name].ndim - 3)]
-            all_dims[called[name]] = [*lead, "time"]
+    long = {called[name]: draws[name].ndim for name in others if draws[name].ndim > 2 and draws[name].shape[-1] == time}
+    for name, axes_there in long.items():  # as long as the sources, as sums of them are
+        all_dims.setdefault(name, [*(f"{name}_axis_{axis}" for axis in range(axes_there - 3)), "time"])
     if truth is not None:
         groups["constant_data"]["truth"] = truth.cpu().numpy()
     if log_likelihood:
@@ -102,14 +100,12 @@ def to_inference_data(
         groups["posterior_predictive"] = _as_observed(potential, found, called, "new")
     if prior:
         groups |= _prior_groups(potential, prior, called)
-    attrs = {"inference_library": "pyrosep"}
-    if alike := potential.reading.alike:
-        attrs["alike"] = "; ".join(", ".join(group) for group in alike)
+    alike = "; ".join(", ".join(group) for group in potential.reading.alike)
     return arviz_versions.from_groups(
         groups,
         coords={"chain": chains, "source": labels, "time": np.arange(time) / (rate or 1.0)},
         dims=all_dims,
-        attrs=attrs,
+        attrs={"inference_library": "pyrosep"} | ({"alike": alike} if alike else {}),
     )
 
 

@@ -17,7 +17,7 @@ from pyrosep.errors import ShapeError
 from pyrosep.priors.base import rms
 from pyrosep.reading import Reading, Site, role_of, source_prior
 
-__all__ = ["ADVICE", "ChainAxis", "StandIns", "check_observations"]
+__all__ = ["ADVICE", "ChainAxis", "Seen", "StandIns", "check_observations", "relative_residual"]
 
 ADVICE = (
     "Write the model for tensors with leading batch axes: count axes from the end (mean(-2), not mean(0)), declare "
@@ -135,3 +135,23 @@ def check_observations(trace: poutine.Trace) -> None:
                 f"observed site {name!r} has values of shape {tuple(site.value.shape)}; the model expects "
                 f"{tuple(expected)}. Give a mix as long as the frames of the priors, or use prior.frame(time)"
             )
+
+
+#: Of an observation: its mean, its value, and which of its elements count, ``None`` for all.
+Seen = tuple[Tensor, Tensor, Tensor | None]
+
+
+def relative_residual(seen: list[Seen], batch_ndim: int) -> Tensor | None:
+    """Root mean square of observed minus expected over that of the observed, by chain; ``None`` where none is."""
+    error: Tensor | float = 0.0
+    power: Tensor | float = 0.0
+    for mean, value, kept in seen:
+        shape = mean.shape[:batch_ndim]
+        left, heard = (value - mean).square(), value.expand(mean.shape).square()
+        if kept is not None:  # what is masked is not observed
+            share = kept.expand(mean.shape).to(mean)
+            share = share / share.reshape(*shape, -1).mean(-1).reshape(*shape, *[1] * (mean.ndim - len(shape)))
+            left, heard = share * left.where(kept, 0.0), share * heard.where(kept, 0.0)
+        error = error + left.reshape(*shape, -1).mean(-1)
+        power = power + heard.reshape(*shape, -1).mean(-1)
+    return (error / power).sqrt() if isinstance(error, Tensor) and isinstance(power, Tensor) else None

@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyrosep.errors import ConfigurationError, LeakError, ShapeError
-from pyrosep.infer.batching import ADVICE, ChainAxis, StandIns, check_observations
+from pyrosep.infer.batching import ADVICE, ChainAxis, Seen, StandIns, check_observations, relative_residual
 from pyrosep.infer.stacking import SourceRows
 from pyrosep.priors import SourcePrior, scores_suffice
 from pyrosep.reading import Reading, kept_of, role_of, source_prior
@@ -69,7 +69,7 @@ class Potential:
         self.batch_ndim = 0 if num_chains is None else 1
         #: Evaluations of the model with a gradient so far.
         self.num_gradients = 0
-        self._seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._seen: list[Seen] = []
 
         with torch.no_grad(), StandIns() as stand_ins:
             single = poutine.trace(model).get_trace(*args, **self.kwargs)
@@ -224,18 +224,7 @@ class Potential:
         The root mean square of observed minus expected over that of the observed; ``None`` for a model whose
         observations have no mean.
         """
-        error: Tensor | float = 0.0
-        power: Tensor | float = 0.0
-        for mean, value, kept in self._seen:
-            shape = mean.shape[: self.batch_ndim]
-            left, heard = (value - mean).square(), value.expand(mean.shape).square()
-            if kept is not None:  # what is masked is not observed
-                share = kept.expand(mean.shape).to(mean)
-                share = share / share.reshape(*shape, -1).mean(-1).reshape(*shape, *[1] * (mean.ndim - len(shape)))
-                left, heard = share * left.where(kept, 0.0), share * heard.where(kept, 0.0)
-            error = error + left.reshape(*shape, -1).mean(-1)
-            power = power + heard.reshape(*shape, -1).mean(-1)
-        return (error / power).sqrt() if isinstance(error, Tensor) and isinstance(power, Tensor) else None
+        return relative_residual(self._seen, self.batch_ndim)
 
     def log_prob_by_site(self, z: Values) -> dict[str, Tensor]:
         """The log-probability of every site by itself, each ``(chains,)`` or a scalar."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyrosep.errors import ShapeError
 from pyrosep.priors import SourcePrior
+from pyrosep.priors.base import element_of
 from pyrosep.reading import Reading
 
 __all__ = ["SourceRows"]
@@ -34,7 +35,7 @@ class SourceRows:
         self.labels = [label for name in self.counts for label in reading.labels(name)]
         self.sites = [name for name, count in self.counts.items() for _ in range(count)]
         self.priors: list[SourcePrior] = [
-            reading.priors[name] if count == 1 else reading.priors[name].element(member)
+            reading.priors[name] if count == 1 else element_of(reading.priors[name], member)
             for name, count in self.counts.items()
             for member in range(count)
         ]

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrosep.errors import ConfigurationError, DivergenceError, ShapeError
-from pyrosep.priors.diffusion import is_astray, reverse_diffusion
+from pyrosep.errors import ConfigurationError, ShapeError
+from pyrosep.priors.diffusion import reverse_diffusion
+from pyrosep.priors.scores import check_density, slope_of
 from pyrosep.priors.uncertainty import MeasuredUncertainty
 from pyrosep.signal.spectra import ShortTimeSpectrum, full_sum
 
-__all__ = ["SourcePrior", "mean_spectrum", "rms", "scores_suffice"]
+__all__ = ["SourcePrior", "element_of", "mean_spectrum", "rms"]
 
-_scores_suffice: ContextVar[bool] = ContextVar("scores_suffice", default=False)
-
-
-@contextlib.contextmanager
-def scores_suffice() -> Iterator[None]:
-    """Within it, priors without a density may be asked for one: they give a zero whose gradient is the score.
-
-    That is all that a Langevin step needs, or a step of an optimizer on an ELBO by samples (whose value then is none).
-    What compares densities (HMC, NUTS, importance weights) would be wrong in silence.
-    """
-    token = _scores_suffice.set(True)
-    try:
-        yield
-    finally:
-        _scores_suffice.reset(token)
+_Prior = TypeVar("_Prior", bound="SourcePrior")
 
 
 class SourcePrior(TorchDistribution):
@@ -132,13 +116,7 @@ class SourcePrior(TorchDistribution):
 
     def to(self, device: torch.device | str) -> Self:
         """The same prior with every tensor it holds on ``device``."""
-        new = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(new, name, value.to(device))
-            elif isinstance(value, torch.nn.Module):  # which moves in place: leave this prior's own where it is
-                setattr(new, name, copy.deepcopy(value).to(device))
-        return new
+        return _moved(self, device)
 
     def with_precision(self, precision: str, *, compiled: bool = False) -> Self:
         """The same prior, evaluated in a precision: itself where nothing in it can be.
@@ -153,13 +131,6 @@ class SourcePrior(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         new = copy.copy(self)
         new._batch_shape = _broadcast(self.batch_shape, torch.Size(batch_shape))
-        return new
-
-    def element(self, number: int) -> Self:
-        """The prior of one element of the batch, counted along all of its axes: by itself, without them."""
-        new = copy.copy(self)
-        new.sigma = self.sigma.expand(self.batch_shape).reshape(-1)[number] if self.sigma.ndim else self.sigma
-        new._batch_shape = new.sigma.shape
         return new
 
     @property
@@ -192,20 +163,12 @@ class SourcePrior(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats of frames ``(..., time)``, summed over time: ``(...)``.
 
-        Its gradient in ``value`` is :meth:`score`, found in the same pass.
-
-        Raises:
-            ConfigurationError: the prior has no density (:attr:`has_density`), and this is not within
-                :func:`scores_suffice`, where a zero stands for it that has the score for its gradient.
+        Its gradient in ``value`` is :meth:`score`, found in the same pass. A prior without a density raises a
+        ConfigurationError, but within :func:`~pyrosep.priors.scores_suffice`.
         """
         self._check_time(value)
         self._check_alone("a density")
-        if not self.has_density and not _scores_suffice.get():
-            raise ConfigurationError(
-                f"this {type(self).__name__} has a score, but no density, which HMC, NUTS, importance weights and "
-                "bounds compare: sample by pyrosep.MALA or SGLD, or give it a density by its with_density(), if it has "
-                "one. For the gradient of an ELBO alone, take the step within pyrosep.priors.scores_suffice()"
-            )
+        check_density(self)
         value = value.expand(*_broadcast(self.batch_shape, value.shape[:-1]), self.time)
         if torch.is_grad_enabled() and value.requires_grad:
             return _LogProbWithScore.apply(value, self)
@@ -222,17 +185,12 @@ class SourcePrior(TorchDistribution):
     def score(self, value: Tensor) -> Tensor:
         r"""Gradient of the log-density, :math:`\nabla_x \log p_\sigma(x)`: ``(..., time)`` to ``(..., time)``.
 
-        By default of the denoiser; of a family that has none, by differentiating :meth:`_log_prob`.
-        """
+        By default of the denoiser; of a family that has none, by differentiating :meth:`_log_prob`."""
         self._check_time(value)
         self._check_alone("a score")
-        if type(self).denoise is not SourcePrior.denoise:
-            return (self.denoise(value) - value) / self._level(value).square()
-        graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = value if graph and value.requires_grad else value.detach().requires_grad_()
-            (found,) = torch.autograd.grad(self._log_prob(x).sum(), x, create_graph=graph)
-        return found
+        if type(self).denoise is SourcePrior.denoise:
+            return slope_of(self._log_prob, value)
+        return (self.denoise(value) - value) / self._level(value).square()
 
     def denoise(self, value: Tensor) -> Tensor:
         """Posterior mean of the clean source, :math:`E[s | x]`: ``(..., time)`` to ``(..., time)``."""
@@ -271,26 +229,12 @@ class SourcePrior(TorchDistribution):
 
         By default it is the end of a reverse diffusion (:mod:`pyrosep.priors.diffusion`). Its mean is right where the
         denoiser is linear, its spread too small by a share of the order of one over the number of steps. Families that
-        can draw exactly override it.
-
-        Raises:
-            DivergenceError: a draw is not finite, or louder than any can be.
+        can draw exactly override it. Draws that run away raise a DivergenceError.
         """
         self._check_time(value)
         with torch.no_grad():
             value = value.expand(*torch.broadcast_shapes(self.batch_shape, value.shape[:-1]), self.time)
-            drawn = reverse_diffusion(self, value, self.reverse_steps)
-            astray = is_astray(self, value, drawn)
-        if bool(astray.any()):
-            level = self.sigma.expand(astray.shape)[astray.to(self.sigma.device)]
-            raise DivergenceError(
-                f"{int(astray.sum())} of {astray.numel()} draws of a clean source by a reverse diffusion are not "
-                "finite, or far louder than any can be, from noise levels "
-                f"{float(level.min()):.3g} to {float(level.max()):.3g}: the "
-                f"denoiser of this {type(self).__name__} is of no use at levels or frames that it was not trained on. "
-                "Start from a lower level"
-            )
-        return drawn
+            return reverse_diffusion(self, value, self.reverse_steps)
 
     def draw(self, value: Tensor, to: float | Tensor) -> Tensor:
         r"""A draw of the source at a lower noise level ``to``, given its value at ``sigma``: ``(..., time)`` each.
@@ -356,6 +300,24 @@ def _broadcast(one: torch.Size, other: torch.Size) -> torch.Size:
 
 def _short(sigma: Tensor) -> str:
     return f"{sigma.item():.4g}" if sigma.numel() == 1 else f"tensor of shape {tuple(sigma.shape)}"
+
+
+def _moved(prior: _Prior, device: torch.device | str) -> _Prior:
+    new = copy.copy(prior)
+    for name, value in vars(prior).items():
+        if isinstance(value, Tensor):
+            setattr(new, name, value.to(device))
+        elif isinstance(value, torch.nn.Module):  # which moves in place: leave this prior's own where it is
+            setattr(new, name, copy.deepcopy(value).to(device))
+    return new
+
+
+def element_of(prior: SourcePrior, number: int) -> SourcePrior:
+    """The prior of one element of the batch, counted along all of its axes: by itself, without them."""
+    new = copy.copy(prior)
+    new.sigma = prior.sigma.expand(prior.batch_shape).reshape(-1)[number] if prior.sigma.ndim else prior.sigma
+    new._batch_shape = new.sigma.shape
+    return new
 
 
 def mean_spectrum(prior: SourcePrior) -> Tensor:

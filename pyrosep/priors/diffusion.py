@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyrosep.errors import DivergenceError
 from pyrosep.signal.spectra import full_sum
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ def reverse_diffusion(prior: SourcePrior, value: Tensor, steps: int) -> Tensor:
         prior: at the level of the value.
         value: of the prior's batch shape and frame.
         steps: of the ladder.
+
+    Raises:
+        DivergenceError: a draw is not finite, or far louder than any can be.
     """
+    start = value
     top = prior.sigma.to(value)
     bottom = prior.sigma_min / top if prior.sigma_min > 0 else top.new_full(top.shape, _NEARLY_CLEAN)
     ratio = bottom.clamp(max=1.0) ** (1 / steps)
@@ -58,4 +63,14 @@ def reverse_diffusion(prior: SourcePrior, value: Tensor, steps: int) -> Tensor:
         clean = prior.at(level).denoise(value)
         spread = (level * ratio).unsqueeze(-1) * (1 - kept).sqrt()
         value = clean + kept * (value - clean) + spread * torch.randn_like(value)
-    return prior.at(top * ratio**steps).denoise(value)
+    drawn = prior.at(top * ratio**steps).denoise(value)
+    astray = is_astray(prior, start, drawn)
+    if bool(astray.any()):
+        level = prior.sigma.expand(astray.shape)[astray.to(prior.sigma.device)]
+        raise DivergenceError(
+            f"{int(astray.sum())} of {astray.numel()} draws of a clean source by a reverse diffusion are not finite, "
+            f"or far louder than any can be, from noise levels {float(level.min()):.3g} to {float(level.max()):.3g}: "
+            f"the denoiser of this {type(prior).__name__} is of no use at levels or frames that it was not trained on. "
+            "Start from a lower level"
+        )
+    return drawn
