@@ -310,42 +310,6 @@ class EncoderGuide(PyroModule):
         new.__dict__["_pyro_name"] = f"encoder_guide_{next(_numbers)}"
         return new
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """What it is built from, but for the weights: for a file.
-
-        Raises:
-            ConfigurationError: the gains are drawn by a function, which no file can hold.
-        """
-        if callable(self.drawn):
-            raise ConfigurationError(
-                "a guide whose gains are a function of its heads can't be written to a file; keep its state_dict(), "
-                "and load that into a guide that is built by the same call. A head's own value, by name, can be written"
-            )
-        return {
-            "sources": list(self.names),
-            "shared": self.shared,
-            "size": dict(vars(self.size)),
-            "project": self.drawn or (False if self.gains is None else self.gains.tolist()),
-            "noise": self.noise,
-            "channels": self.channels,
-            "heads": {name: head.config for name, head in self._named_heads()},
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """A guide as :attr:`config` tells, its weights new."""
-        heads = {name: (own["shape"], Head.support(own)) for name, own in config["heads"].items()}
-        return cls(
-            config["sources"],
-            shared=config["shared"],
-            size=BandSize(**config["size"]) if "window" in config["size"] else UNetSize(**config["size"]),
-            project=config["project"],
-            noise=config["noise"],
-            channels=config["channels"],
-            heads=heads,
-        )
-
 
 def check_mix(mix: Any, channels: int | None) -> None:
     """Raise ShapeError for what is no mix ``(..., time)``, or with channels ``(..., channel, time)``, of floats."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pyrosep.errors import CheckpointError, ConfigurationError
+from pyrosep.guides.config import config_of, guide_from
 from pyrosep.guides.encoder import EncoderGuide
 from pyrosep.infer.seeding import with_gradients
 from pyrosep.naming import check_source_names
@@ -133,7 +134,7 @@ def save_guide(
     check_source_names(guide.names)
     tensors = stored_weights(guide, dtype)
     told = {"model": model, "frame": frame, "summary": summary}
-    save_weights(folder, {"kind": KIND, **told, **guide.config, "provenance": dict(provenance or {})}, tensors)
+    save_weights(folder, {"kind": KIND, **told, **config_of(guide), "provenance": dict(provenance or {})}, tensors)
 
 
 @with_gradients()
@@ -159,7 +160,7 @@ def load_guide(guide: str | os.PathLike[str], *, device: torch.device | str = "c
     info = _info(folder, config)
     check_weights(str(info.folder), tensors)
     with within_weights(f"{info.folder} holds no whole guide: it", tensors):
-        loaded = EncoderGuide.from_config(config)
+        loaded = guide_from(config)
         double = any(value.dtype == torch.float64 for value in tensors.values())
         loaded.to(torch.float64 if double else torch.float32)
         loaded.load_state_dict(tensors)
