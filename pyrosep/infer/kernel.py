@@ -214,6 +214,14 @@ class LangevinKernel(MCMCKernel):
             self._accept_sum += accept_prob
             self._accept_count += 1
 
+    def _record_divergences(self, finite: Tensor) -> None:
+        """Take note of the chains whose proposal is not finite, in steps after warm-up."""
+        if self.warming_up or bool(finite.all()):
+            return
+        self.divergences.append(self.num_steps - self.warmup_steps)
+        for chain in torch.nonzero(~finite.reshape(-1)).flatten().tolist():
+            self.diverged.setdefault(chain, []).append(self.divergences[-1])
+
     def _moved(self, state: LangevinState, white: Values) -> LangevinState:
         """The state after a displacement in white coordinates."""
         displacement = self.preconditioner.color(white)

@@ -131,10 +131,7 @@ class MALA(LangevinKernel):
             fall + 0.5 * sum_of_squares(noise, batch_ndim) - 0.5 / variance * sum_of_squares(backward, batch_ndim)
         )
         finite = proposed.is_finite() & torch.isfinite(log_ratio)
-        if not self.warming_up and not bool(finite.all()):
-            self.divergences.append(self.num_steps - self.warmup_steps)
-            for chain in torch.nonzero(~finite.reshape(-1)).flatten().tolist():
-                self.diverged.setdefault(chain, []).append(self.divergences[-1])
+        self._record_divergences(finite)
         accept_prob = torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
         if self.num_steps < self.warmup_steps // 3:
             # On the way down from a poor start the way back is so unlikely that chains would stick; and there the ratio

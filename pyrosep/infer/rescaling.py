@@ -164,7 +164,7 @@ class ScalarMoves(LangevinKernel):
         self.state = self.kernel.state
         self.preconditioner = self.kernel.preconditioner
         self.accept_prob, self.stopped = self.kernel.accept_prob, self.kernel.stopped
-        self.divergences = self.kernel.divergences
+        self.divergences, self.diverged = self.kernel.divergences, self.kernel.diverged
 
     @property
     def step_size(self) -> float:

@@ -168,8 +168,7 @@ class UnderdampedLangevin(LangevinKernel):
             fall = state.energy - proposed.energy
         log_ratio = fall + 0.5 * (sum_of_squares(start, batch_ndim) - sum_of_squares(momentum, batch_ndim))
         finite = proposed.is_finite() & torch.isfinite(log_ratio)
-        if not self.warming_up and not bool(finite.all()):
-            self.divergences.append(self.num_steps - self.warmup_steps)
+        self._record_divergences(finite)
         accept_prob = torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
         if self.num_steps < self.warmup_steps // 3:
             accept_prob = torch.where(finite & (fall > 0), 1.0, accept_prob)

@@ -319,6 +319,7 @@ def test_around_any_kernel_and_under_stock_mcmc(inner):
     mcmc = LangevinMCMC(ScalarMoves(inner(model)), 5, 20, num_chains=3, seed=0, disable_progbar=True).run(mix)
     assert mcmc.get_samples(group_by_chain=True)["gains"].shape == (3, 5, 2)
     assert bool(torch.isfinite(mcmc.sample_stats()["lp"]).all())
+    assert mcmc.diagnostics()["divergences"] == {"chain 0": [], "chain 1": [], "chain 2": []}
     again = LangevinMCMC(ScalarMoves(inner(model)), 5, 20, num_chains=3, seed=0, disable_progbar=True).run(mix)
     assert torch.equal(mcmc.get_samples()["low"], again.get_samples()["low"])
     stock = MCMC(ScalarMoves(inner(model)), num_samples=5, warmup_steps=5, disable_progbar=True)
