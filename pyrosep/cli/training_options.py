@@ -33,6 +33,7 @@ class InterferenceOptions(Interference):
     full: Annotated[float, Parameter(name="--interference-full")] = 0.5
     gain_db: Annotated[float, Parameter(name="--interference-gain")] = 3.0
     silent: Annotated[float, Parameter(name="--interference-silent")] = 0.1
+    overlap: Annotated[float, Parameter(name="--interference-overlap")] = 0.0
 
     def asked(self) -> Interference | None:
         return Interference(**asdict(self)) if self.share else None

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pyrosep.errors import ConfigurationError
 
@@ -15,6 +16,8 @@ __all__ = ["TOLD", "HeardFrames", "Interference"]
 
 #: What a network may be told of the interference in a frame.
 TOLD = ("nothing", "presence", "level", "apart")
+#: Frames of each other source to choose from by their overlap.
+_POOL = 96
 
 
 class HeardFrames(NamedTuple):
@@ -46,6 +49,8 @@ class Interference:
             the gain of each is the square of a uniform number, as of what a separation leaves over.
         gain_db: Standard deviation of the gain of each other source on top of that, in dB.
         silent: Share of the frames with interference in which the source itself is silent.
+        overlap: Chance of each other source to be chosen for how much its spectrum overlaps that of the frame, of
+            several that are drawn. By chance waves seldom meet in pitch, and are then the hardest to tell apart.
         told: What the network is told: ``presence`` (1 where there is interference, else 0), ``level`` (the largest
             gain of another source, without the deviation), or ``nothing``. With ``apart`` a second network is trained
             on these frames, and told nothing; the network of the prior to start from stays as it is.
@@ -56,10 +61,11 @@ class Interference:
     full: float = 0.5
     gain_db: float = 3.0
     silent: float = 0.1
+    overlap: float = 0.0
     told: str = "presence"
 
     def __post_init__(self) -> None:
-        shares = (self.share, self.presence, self.full, self.silent)
+        shares = (self.share, self.presence, self.full, self.silent, self.overlap)
         if not (all(0 <= share <= 1 for share in shares) and self.gain_db >= 0):
             raise ConfigurationError(
                 f"interference needs shares and chances from 0 to 1 and gain_db of at least 0; got {self}"
@@ -77,6 +83,8 @@ class Interference:
         count = len(clean)
         heard = torch.rand(count) < self.share
         others = draw_others(int(heard.sum()))
+        if self.overlap:
+            others = self._overlapping(clean[heard], others, draw_others(_POOL))
         chance = torch.rand(2, *others.shape[:2])
         mixes = torch.rand(len(others), 1) < self.full
         gains = torch.where(mixes, 1.0, chance[0].square()) * (chance[1] < self.presence)
@@ -91,3 +99,15 @@ class Interference:
             # A frame in which chance put no other source has interference as a search has where it is right already.
             told[heard] = 1.0 if self.told == "presence" else gains.amax(1)
         return HeardFrames(clean, leak, told)
+
+    def _overlapping(self, clean: Tensor, others: Tensor, pool: Tensor) -> Tensor:
+        """Some of the others ``(n, other, time)`` taken from a pool ``(count, other, time)`` instead."""
+        overlap = torch.einsum("nf,pof->npo", _magnitudes(clean), _magnitudes(pool))
+        best = overlap.argmax(1)  # (n, other)
+        chosen = pool[best, torch.arange(pool.shape[1])]
+        return torch.where(torch.rand(best.shape).unsqueeze(-1) < self.overlap, chosen, others)
+
+
+def _magnitudes(frames: Tensor) -> Tensor:
+    """Magnitudes of spectra ``(..., bins)``, of norm 1; of silence 0."""
+    return functional.normalize(torch.fft.rfft(frames).abs(), dim=-1)

@@ -74,6 +74,27 @@ def test_gains_are_squares_of_uniform_numbers_where_they_are_not_full():
     assert float(told.sqrt().mean()) == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / 20_000))
 
 
+def test_others_may_be_chosen_for_their_overlap():
+    """Sines of sixteen pitches: one of the frame's own is chosen, else one by chance."""
+    torch.manual_seed(0)
+
+    def sines(bins):
+        return torch.sin(2 * math.pi * bins.unsqueeze(-1) * torch.arange(64) / 64 + 6 * torch.rand(*bins.shape, 1))
+
+    own, drawn = torch.randint(2, 18, (4000,)), []
+
+    def draw(count):
+        drawn.append(count)
+        return sines(torch.randint(2, 18, (count, 3)))
+
+    recipe = Interference(share=1.0, presence=1.0, full=1.0, gain_db=0.0, silent=0.0, overlap=0.4)
+    leak = recipe(sines(own), draw).leak
+    assert drawn == [4000, 96]
+    at_own = torch.fft.rfft(leak).abs().square()[torch.arange(4000), own] / 32**2
+    # Each of three is of that pitch with probability 0.4 + 0.6 / 16, in random phase: the power is their number's mean.
+    assert float(at_own.mean()) == pytest.approx(3 * (0.4 + 0.6 / 16), abs=4 * float(at_own.std()) / 4000**0.5)
+
+
 def test_networks_may_be_told_nothing():
     assert float(Interference(share=1.0, told="nothing")(torch.ones(5, 8), others).told.max()) == 0
 

@@ -205,7 +205,7 @@ class AnnealedSearch(Start):
                 chains.attempt(0.0, partial(chains.descend, rows, chains.ladder, None))
             first, last = self.acceptance
             tolerance = first * (last / first) ** (number / max(1, redraws - 1))
-            order = torch.rand(len(rows), len(chains.rows), device=rows.device).argsort(-1)
+            order = chains.order(rows)
             if chains.exchanges and float(torch.rand(())) < self.exchanges:
                 chains.attempt(tolerance, partial(chains.exchange, rows, order[:, :2]))
             else:

@@ -111,6 +111,10 @@ class SearchedChains(ABC):
     def _own_noise(self) -> Tensor:
         """Variance that the sources' own noise, at their priors' level, has in the mix: ``(chains,)``."""
 
+    def order(self, chains: Tensor) -> Tensor:
+        """The sources of ``chains`` in an order in which they are to be redrawn, ``(n, source)``: random."""
+        return torch.rand(len(chains), len(self.rows), device=chains.device).argsort(-1)
+
     def attempt(self, tolerance: float, move: Callable[[], None]) -> None:
         r"""Make a move, and take it back where it raises the energy by more than chance forgives.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,9 +16,15 @@ from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import diagonal_scales
 from pyrosep.infer.response import LinearMix
 from pyrosep.infer.search.chains import Moves, SearchedChains, check_count
+from pyrosep.infer.search.recognition import DenoisingEnergy
 from pyrosep.infer.search.redraws import Redraws
 
 __all__ = ["SweepMoves"]
+
+#: A chain is not settled while its sources have energies of more than so many times those of draws of the priors.
+_UNUSUAL = 3.0
+#: Such draws, and their denoiser calls.
+_USUAL = (2, 16)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ class SweptChains(SearchedChains):
         quiet = {name: torch.zeros_like(z[name]) if name in self.names else z[name] for name in z}
         self.redraws = Redraws(potential.rows.priors, mix or self._neighbour(quiet), reverse_steps=reverse_steps)
         self.calls = self.redraws.calls
+        #: States whose energies are known, the last two, and those energies.
+        self.judged: list[tuple[Tensor, Tensor]] = []
         # Levels below what the mix's own noise leaves of a source are one and the same; the last is the model's own.
         above = [level for level in self.ladder if level > self.redraws.floor]
         self.ladder = (*above, 0.0)
@@ -158,6 +167,54 @@ class SweptChains(SearchedChains):
         if not self.fixed:
             self.redraws.mix = self._neighbour(self.z)
         self._put(chains, self.redraws.exchange(self._sources(chains), chains, pairs))
+
+    @cached_property
+    def judge(self) -> DenoisingEnergy | None:
+        """Tells the energies of sources whose priors have no density."""
+        priors = self.potential.rows.priors
+        return None if any(prior.has_density for prior in priors) else DenoisingEnergy(priors)
+
+    @cached_property
+    def _unusual(self) -> float:
+        """Energy of all sources above which a chain is not settled, nats."""
+        assert self.judge is not None
+        draws, steps = _USUAL
+        self.calls += -(-draws * (steps + 1 + self.judge.calls) * len(self.rows) // self.num_chains)
+        return _UNUSUAL * sum(float(self.judge.usual(k, draws, steps)) for k in range(len(self.rows)))
+
+    def energy(self) -> Tensor:
+        energy = super().energy()
+        return energy if self.judge is None else energy + self._source_energies().sum(-1)
+
+    def unsettled(self) -> Tensor:
+        rows = super().unsettled()
+        if self.judge is None:
+            return rows
+        wrong = torch.nonzero(self._source_energies().sum(-1) > self._unusual).flatten()
+        return torch.cat([rows, wrong]).unique()
+
+    def order(self, chains: Tensor) -> Tensor:
+        if self.judge is None:
+            return super().order(chains)
+        # Such as the others are least like what they are to be come first: a race of exponential times.
+        energies = self._source_energies()[chains]
+        return (-torch.rand(energies.shape, device=chains.device).log() / energies).argsort(-1)
+
+    def _source_energies(self) -> Tensor:
+        """Of every chain's sources, nats, ``(chains, source)``; only what has changed is denoised."""
+        assert self.judge is not None
+        everyone = torch.arange(self.num_chains, device=self.redraws.own.device)
+        sources = self._sources(everyone)
+        energies = sources.new_full(sources.shape[:2], math.nan, dtype=torch.float64)
+        for state, known in self.judged:
+            energies = torch.where((state == sources).all(-1), known, energies)
+        for index in range(len(self.rows)):
+            rows = torch.nonzero(energies[:, index].isnan()).flatten()
+            if len(rows):
+                energies[rows, index] = self.judge(index, sources[rows, index])
+                self.calls[rows.cpu()] += self.judge.calls
+        self.judged = [*self.judged[-1:], (sources, energies)]
+        return energies
 
     def _own_noise(self) -> Tensor:
         mix = self.redraws.mix
