@@ -163,11 +163,12 @@ def _table(tasks: Sequence[_Task], found: Mapping[_Task, dict[str, Any]]) -> pan
 def _rows(number: int, waves: str, arm: str, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     scores = np.concatenate([part["si_sdr"] for part in parts])  # (mix, chain, source)
     residual = np.concatenate([part["residual"] for part in parts])  # (mix, chain)
+    energy = np.concatenate([part["energy"] for part in parts])  # (mix, chain)
     calls = float(np.concatenate([part["calls"] for part in parts]).mean()) / number
     mixes, chains = residual.shape
     rows, of = [], 1
     while of <= chains:
-        best = residual[:, :of].argmin(1)
+        best = energy[:, :of].argmin(1)
         values = np.take_along_axis(scores, best[:, None, None], 1)[:, 0]
         row = {"sources": number, "waves": waves, "arm": arm, "best_of": of, "mixes": mixes}
         row |= {"median_db": float(np.median(values)), "mean_db": float(values.mean())}
@@ -204,6 +205,7 @@ def _run(task: _Task) -> dict[str, Any]:
     return {
         "si_sdr": scores.reshape(*shape, len(task.waves)).numpy(),
         "residual": residual.reshape(shape).numpy(),
+        "energy": ended.energy.reshape(shape).numpy(),
         "calls": ended.calls.reshape(shape).numpy(),
         "seconds": seconds,
     }
@@ -236,7 +238,7 @@ def _draw(table: pandas.DataFrame, path: Path) -> None:
             counts = sorted(group.best_of.unique())
             axis.set(
                 xscale="log",
-                xlabel="chains, the one of least residual taken",
+                xlabel="chains, the one of least energy taken",
                 title=f"{number} sources",
                 ylim=(0, 1.03),
             )

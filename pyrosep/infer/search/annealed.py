@@ -36,11 +36,14 @@ class Found:
         potential: of the model.
         z: the latent sites' values in the unconstrained space, with the chains in front.
         calls: evaluations or draws of one source's prior that each chain took, ``(chains,)``.
+        energy: by which the search compares states of a mix, nats, ``(chains,)``; the least is the best. It is that of
+            the residual and, with sweeps under priors without a density, of how well these denoise their sources.
     """
 
     potential: Potential
     z: Values
     calls: Tensor
+    energy: Tensor
 
     def values(self) -> Values:
         """The latent sites' values in the model's own space, with the chains in front."""
@@ -71,6 +74,8 @@ class AnnealedSearch(Start):
     with probability :math:`\min(1, e^{-\Delta E / t})`, E being the energy of the residual, at a temperature t that
     falls; or, at random, two sources exchange what they explain instead (sweeps only). Chains whose residual is
     what noise alone would leave are settled and left alone; those that are not, by half of the redraws, start again.
+    With sweeps under priors without a density E also has how well these denoise their sources
+    (:class:`~pyrosep.infer.search.recognition.DenoisingEnergy`), and a chain is not settled while that is unusual.
 
     What is found is a start, and for priors without a density, whose levels below are worth more than steps at one, as
     good a draw as any (:meth:`run`). The search decides which mode a chain starts in, and short chains of a kernel
@@ -184,8 +189,9 @@ class AnnealedSearch(Start):
             if len(lost):
                 everyone, unsettled = torch.arange(chains.num_chains, device=lost.device), chains.unsettled()
                 chains.take_back(start, torch.isin(everyone, lost) & torch.isin(everyone, unsettled))
+            energy = chains.energy()
         progress(total, total)
-        return Found(potential, chains.z, chains.calls)
+        return Found(potential, chains.z, chains.calls, energy)
 
     def _chosen_moves(self, potential: Potential, z: Values) -> Moves:
         if self.moves is not None:

@@ -22,9 +22,9 @@ from pyrosep.infer.search.redraws import Redraws
 __all__ = ["SweepMoves"]
 
 #: A chain is not settled while its sources have energies of more than so many times those of draws of the priors.
-_UNUSUAL = 3.0
+_UNUSUAL = 1.5
 #: Such draws, and their denoiser calls.
-_USUAL = (2, 16)
+_USUAL = (4, 16)
 
 
 @dataclass(frozen=True)
