@@ -39,7 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "block redraws": {"exchanges": 0.0},
     "defaults": {},
     "more redraws": {"redraws": 72},
-    "half the reverse steps": {"moves": SweepMoves(reverse_steps=4)},
+    "twice the reverse steps": {"moves": SweepMoves(reverse_steps=8)},
     "guide, one descent": {"redraws": 0},
     "guide, defaults": {},
     "unknown gains": {},

@@ -61,7 +61,7 @@ class DenoisingEnergy:
             total = total + weight / level**2 * wrong.double().square().sum(-1)
         return total
 
-    def usual(self, index: int, draws: int = 4, steps: int = 16) -> Tensor:
+    def usual(self, index: int, draws: int = 8, steps: int = 16) -> Tensor:
         """The least energy of draws from a prior, nats: of one that a short reverse diffusion has not led astray.
 
         Arguments:

@@ -24,7 +24,7 @@ __all__ = ["SweepMoves"]
 #: A chain is not settled while its sources have energies of more than so many times those of draws of the priors.
 _UNUSUAL = 1.5
 #: Such draws, and their denoiser calls.
-_USUAL = (4, 16)
+_USUAL = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SweepMoves(Moves):
     """
 
     per_level: int = 1
-    reverse_steps: int = 8
+    reverse_steps: int = 4
 
     def __post_init__(self) -> None:
         check_count("per_level", self.per_level, 1)
@@ -74,7 +74,7 @@ class SweptChains(SearchedChains):
         mix: LinearMix | None,
         *,
         sweeps: int = 1,
-        reverse_steps: int = 8,
+        reverse_steps: int = 4,
     ) -> None:
         super().__init__(potential, z, ladder)
         self.sweeps = sweeps
