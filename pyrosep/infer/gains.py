@@ -47,8 +47,9 @@ def fit_gains(spectra: Tensor, power: Tensor, *, spread_db: float = 6.0, bands: 
         raise ShapeError(
             f"expected spectra (source, bins) and power (bins,); got {tuple(spectra.shape)} and {tuple(power.shape)}"
         )
-    # The bin at 0 Hz belongs to no octave.
-    spectra, power = spectra[:, 1:].double(), power[1:].double()
+    # The bin at 0 Hz belongs to no octave: it counts in frames of one sample alone, which have no other.
+    first = min(1, len(power) - 1)
+    spectra, power = spectra[:, first:].double(), power[first:].double()
     weights = 1 / torch.arange(1, len(power) + 1, dtype=torch.float64)
     weights = bands * weights / weights.sum()
     common = 0.5 * (power.sum() / spectra.sum()).log()

@@ -95,3 +95,9 @@ def test_under_no_grad(spectra):
 def test_shapes(spectra, power):
     with pytest.raises(ShapeError, match=r"\(source, bins\) and power \(bins,\)"):
         fit_gains(torch.ones(spectra), torch.ones(power))
+
+
+def test_a_single_bin_gives_all_sources_the_level_of_the_mix():
+    """Of a frame of one sample, which has the bin at 0 Hz alone."""
+    gains = fit_gains(torch.tensor([[3.0], [1.0]]), torch.tensor([16.0]), bands=1e6)
+    assert float((gains.square() * torch.tensor([3.0, 1.0])).sum()) == pytest.approx(16.0, rel=1e-4)
