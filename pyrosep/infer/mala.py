@@ -7,12 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.adaptation import MIN_ADAPTATION, StepSizes
 from pyrosep.infer.kernel import (
-    LangevinKernel,
     LangevinState,
     inner_product,
     per_chain,
@@ -20,13 +17,14 @@ from pyrosep.infer.kernel import (
     sum_of_squares,
     white_noise,
 )
+from pyrosep.infer.metropolis import MetropolisedKernel
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner
 
 __all__ = ["MALA"]
 
 
-class MALA(LangevinKernel):
+class MALA(MetropolisedKernel):
     r"""Langevin dynamics whose steps are proposals, accepted so that the target is exact.
 
     .. math:: z' = z - \eta\, M \nabla U(z) + c\, M^{1/2} \epsilon, \qquad
@@ -77,37 +75,12 @@ class MALA(LangevinKernel):
             raise ConfigurationError(
                 f"step_size must be in (0, {largest}] for proposal {proposal!r}; got {step_size!r}"
             )
-        if not 0 < target_accept_prob < 1:
-            raise ConfigurationError(f"target_accept_prob must be in (0, 1); got {target_accept_prob!r}")
         self.proposal = proposal
         self.initial_step_size = float(step_size)
         self.adapt_step_size = adapt_step_size
         self.target_accept_prob = target_accept_prob
-        self._largest = largest
-        self._sizes = self._first_sizes(())
-
-    def _first_sizes(self, chains: tuple[int, ...], device: torch.device | None = None) -> StepSizes:
-        return StepSizes(
-            self.initial_step_size, chains, target=self.target_accept_prob, largest=self._largest, device=device
-        )
-
-    def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
-        chains = () if potential.num_chains is None else (potential.num_chains,)
-        device = next(iter(z.values())).device
-        self._sizes = self._first_sizes(chains, device)
-        super().start(potential, warmup_steps, z)
-
-    def _refresh_preconditioner(self) -> None:
-        super()._refresh_preconditioner()
-        self._sizes.restart(1.0 if self.num_steps else 10.0)  # from a first guess, try larger steps
-
-    @property
-    def step_size(self) -> float:
-        return float(self._sizes.values.mean())
-
-    @property
-    def step_sizes(self) -> Tensor:
-        return self._sizes.values
+        self.largest_step = largest
+        self._set_sizes()
 
     def transition(self, state: LangevinState) -> LangevinState:
         steps = self._sizes.values
@@ -131,15 +104,5 @@ class MALA(LangevinKernel):
             fall + 0.5 * sum_of_squares(noise, batch_ndim) - 0.5 / variance * sum_of_squares(backward, batch_ndim)
         )
         finite = proposed.is_finite() & torch.isfinite(log_ratio)
-        self._record_divergences(finite)
-        accept_prob = torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
-        if self.num_steps < self.warmup_steps // 3:
-            # On the way down from a poor start the way back is so unlikely that chains would stick; and there the ratio
-            # is a small difference of large numbers. What lowers the energy is taken; these steps are no draws.
-            accept_prob = torch.where(finite & (fall > 0), 1.0, accept_prob)
-        accepted = torch.rand_like(accept_prob) < accept_prob
-        self._record_acceptance(accept_prob)
-        if self.warming_up and self.adapt_step_size and self.warmup_steps >= MIN_ADAPTATION:
-            last = self.num_steps + 1 in self._refresh_at | {self.warmup_steps}
-            self._sizes.adapt(accept_prob, last=last)
+        accepted = self.accepted(log_ratio, fall, finite)
         return proposed if bool(accepted.all()) else proposed.where(accepted, state)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
-from pyrosep.infer.adaptation import MIN_ADAPTATION, StepSizes
 from pyrosep.infer.kernel import (
-    LangevinKernel,
     LangevinState,
     inner_product,
     per_chain,
@@ -20,13 +18,14 @@ from pyrosep.infer.kernel import (
     sum_of_squares,
     white_noise,
 )
+from pyrosep.infer.metropolis import MetropolisedKernel
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner
 
 __all__ = ["UnderdampedLangevin"]
 
 
-class UnderdampedLangevin(LangevinKernel):
+class UnderdampedLangevin(MetropolisedKernel):
     r"""Langevin dynamics with momenta, by the splitting BAOAB (Leimkuhler & Matthews, 2013), or Metropolised.
 
     In the coordinates :math:`z = M^{1/2} w` that the preconditioner makes white, with momenta :math:`p`, step
@@ -68,6 +67,8 @@ class UnderdampedLangevin(LangevinKernel):
     diverge are stopped and reported.
     """
 
+    first_factor: ClassVar[float] = 2.0
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -94,8 +95,6 @@ class UnderdampedLangevin(LangevinKernel):
                 "expected a whole number of leapfrog steps, and 1 of a step that is not Metropolised; got "
                 f"{leapfrog_steps!r}"
             )
-        if not 0 < target_accept_prob < 1:
-            raise ConfigurationError(f"target_accept_prob must be in (0, 1); got {target_accept_prob!r}")
         self.initial_step_size = float(step_size)
         self.friction = float(friction)
         self.metropolis = metropolis
@@ -105,31 +104,12 @@ class UnderdampedLangevin(LangevinKernel):
         self.target_accept_prob = target_accept_prob
         #: In white coordinates, as the state's gradient.
         self.momentum: Values = {}
-        self._sizes = self._first_sizes(())
-
-    def _first_sizes(self, chains: tuple[int, ...], device: torch.device | None = None) -> StepSizes:
-        return StepSizes(
-            self.initial_step_size, chains, target=self.target_accept_prob, largest=math.inf, device=device
-        )
+        self._set_sizes()
 
     def start(self, potential: Potential, warmup_steps: int, z: Values) -> None:
-        chains = () if potential.num_chains is None else (potential.num_chains,)
-        self._sizes = self._first_sizes(chains, next(iter(z.values())).device)
         super().start(potential, warmup_steps, z)
         scale = math.sqrt(self.temperature)
         self.momentum = {name: scale * value for name, value in white_noise(z).items()}
-
-    def _refresh_preconditioner(self) -> None:
-        super()._refresh_preconditioner()
-        self._sizes.restart(1.0 if self.num_steps else 2.0)
-
-    @property
-    def step_size(self) -> float:
-        return float(self._sizes.values.mean())
-
-    @property
-    def step_sizes(self) -> Tensor:
-        return self._sizes.values
 
     def transition(self, state: LangevinState) -> LangevinState:
         return self._metropolised(state) if self.metropolis else self._baoab(state)
@@ -168,15 +148,7 @@ class UnderdampedLangevin(LangevinKernel):
             fall = state.energy - proposed.energy
         log_ratio = fall + 0.5 * (sum_of_squares(start, batch_ndim) - sum_of_squares(momentum, batch_ndim))
         finite = proposed.is_finite() & torch.isfinite(log_ratio)
-        self._record_divergences(finite)
-        accept_prob = torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
-        if self.num_steps < self.warmup_steps // 3:
-            accept_prob = torch.where(finite & (fall > 0), 1.0, accept_prob)
-        accepted = torch.rand_like(accept_prob) < accept_prob
-        self._record_acceptance(accept_prob)
-        if self.warming_up and self.adapt_step_size and self.warmup_steps >= MIN_ADAPTATION:
-            last_step = self.num_steps + 1 in self._refresh_at | {self.warmup_steps}
-            self._sizes.adapt(accept_prob, last=last_step)
+        accepted = self.accepted(log_ratio, fall, finite)
         self.momentum = {
             name: torch.where(
                 accepted.reshape(accepted.shape + (1,) * (value.ndim - accepted.ndim)), value, -start[name]
