@@ -30,8 +30,6 @@ __all__ = ["Framing", "Hearing", "Separation", "Separator", "Stream", "separate"
 #: Values of one chain state that a batch of windows may have. Larger batches are slower on a CPU, whose allocator maps
 #: their tensors anew at every step, and take memory on any device: all draws of a batch are held on the host.
 _BATCH_VALUES = {"cpu": 1 << 19, "cuda": 1 << 22}
-#: Batches from one time that freed memory is given back to the next: pages that come back from the system take time.
-_GIVE_BACK_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -307,8 +305,7 @@ class Stream:
 
     def _separated(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
         for number, batch in enumerate(self._batches(self._filled(windows))):
-            if number % _GIVE_BACK_EVERY == 0:
-                give_back()
+            give_back()
             mix = torch.stack([window for window, _ in batch])
             estimate = self._posterior(self._at_model_rate(mix), number)
             found = torch.cat([estimate.mean.unsqueeze(0), estimate.draws])
