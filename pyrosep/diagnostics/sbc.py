@@ -21,11 +21,11 @@ from torch import Tensor
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer import LangevinKernel, LangevinMCMC, Potential, initial_values, seeded
 from pyrosep.infer.initial import Initial
-from pyrosep.mixing import plate_nesting
+from pyrosep.infer.potential import Values
+from pyrosep.reading import Reading, plate_nesting
 
 __all__ = ["Calibration", "plot_ranks", "sbc"]
 
-Values = dict[str, Tensor]
 #: A number for each draw: of values by site with any leading axes, to a tensor of those axes.
 Quantity = Callable[[Values], Tensor]
 
@@ -229,7 +229,7 @@ def _simulated(model: Callable[..., Any], count: int, observed: Mapping[str, str
                 f"to simulate data the model is called without arguments ({error}); write it as model(mix=None), and "
                 "give what is no data by functools.partial"
             ) from error
-        sites = [name for name in single.stochastic_nodes if not poutine.util.site_is_subsample(single.nodes[name])]
+        sites = list(Reading.of(single).latent)
         if observed is None:
             observed = {name: name for name in inspect.signature(model).parameters if name in sites}
         if not observed or not set(observed.values()) <= set(sites):

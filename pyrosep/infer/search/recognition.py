@@ -15,6 +15,8 @@ __all__ = ["DenoisingEnergy"]
 
 #: Levels where nobody gives them: how many, the lowest relative to the priors' own and the highest to a source's rms.
 _LEVELS, _LOWEST, _HIGHEST = 4, 3.0, 0.5
+#: Draws that tell what is usual of a prior, and steps of the reverse diffusion that each takes.
+_DRAWS, _STEPS = 8, 16
 
 
 class DenoisingEnergy:
@@ -61,17 +63,16 @@ class DenoisingEnergy:
             total = total + weight / level**2 * wrong.double().square().sum(-1)
         return total
 
-    def usual(self, index: int, draws: int = 8, steps: int = 16) -> Tensor:
-        """The least energy of draws from a prior, nats: of one that a short reverse diffusion has not led astray.
+    @property
+    def usual_calls(self) -> int:
+        """Denoiser calls for what is usual of one source."""
+        return _DRAWS * (_STEPS + 1 + self.calls)
 
-        Arguments:
-            index: of the source.
-            draws: how many; each takes ``steps + 1`` denoiser calls, and those of its energy.
-            steps: of the reverse diffusion.
-        """
+    def usual(self, index: int) -> Tensor:
+        """The least energy of draws from prior ``index``, nats: a short reverse diffusion leads some of them astray."""
         prior = self.priors[index]
         top = rms(prior) * math.sqrt(prior.time) / 3
         start = prior.at(top)
-        start.reverse_steps = steps
-        noise = top * torch.randn(draws, prior.time).to(prior.sigma)
+        start.reverse_steps = _STEPS
+        noise = top * torch.randn(_DRAWS, prior.time).to(prior.sigma)
         return self(index, start.draw(noise, prior.sigma.mean())).min()

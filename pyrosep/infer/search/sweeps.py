@@ -23,8 +23,6 @@ __all__ = ["SweepMoves"]
 
 #: A chain is not settled while its sources have energies of more than so many times those of draws of the priors.
 _UNUSUAL = 1.5
-#: Such draws, and their denoiser calls.
-_USUAL = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -178,9 +176,8 @@ class SweptChains(SearchedChains):
     def _unusual(self) -> float:
         """Energy of all sources above which a chain is not settled, nats."""
         assert self.judge is not None
-        draws, steps = _USUAL
-        self.calls += -(-draws * (steps + 1 + self.judge.calls) * len(self.rows) // self.num_chains)
-        return _UNUSUAL * sum(float(self.judge.usual(k, draws, steps)) for k in range(len(self.rows)))
+        self.calls += -(-self.judge.usual_calls * len(self.rows) // self.num_chains)
+        return _UNUSUAL * sum(float(self.judge.usual(k)) for k in range(len(self.rows)))
 
     def energy(self) -> Tensor:
         energy = super().energy()
