@@ -13,7 +13,12 @@ from pyrosep.infer.adaptation import MIN_ADAPTATION, StepSizes
 from pyrosep.infer.kernel import LangevinKernel
 from pyrosep.infer.potential import Potential, Values
 
-__all__ = ["MetropolisedKernel"]
+__all__ = ["MetropolisedKernel", "acceptance"]
+
+
+def acceptance(log_ratio: Tensor, finite: Tensor) -> Tensor:
+    """Probabilities of accepting proposals by the logarithms of their ratios; 0 where they are not ``finite``."""
+    return torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
 
 
 class MetropolisedKernel(LangevinKernel):
@@ -72,7 +77,7 @@ class MetropolisedKernel(LangevinKernel):
             finite: whether the proposal and the ratio are; others are rejected.
         """
         self._record_divergences(finite)
-        accept_prob = torch.where(finite, log_ratio, -math.inf).exp().clamp(max=1.0)
+        accept_prob = acceptance(log_ratio, finite)
         if self.num_steps < self.warmup_steps // 3:
             accept_prob = torch.where(finite & (fall > 0), 1.0, accept_prob)
         accepted = torch.rand_like(accept_prob) < accept_prob

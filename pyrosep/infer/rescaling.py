@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrosep.errors import ConfigurationError
 from pyrosep.infer.kernel import LangevinKernel, LangevinState
+from pyrosep.infer.metropolis import acceptance
 from pyrosep.infer.potential import Potential, Values
 from pyrosep.infer.preconditioner import Preconditioner, diagonal_scales
 from pyrosep.infer.scales import Scale, find_scales, rescaled
@@ -315,7 +316,7 @@ def walked(
 
 def metropolis(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
     """Which proposals are accepted, and with what probability; never where the ratio is not finite."""
-    accept_prob = torch.where(torch.isfinite(log_ratio), log_ratio, -math.inf).exp().clamp(max=1.0)
+    accept_prob = acceptance(log_ratio, torch.isfinite(log_ratio))
     return torch.rand_like(accept_prob) < accept_prob, accept_prob
 
 
